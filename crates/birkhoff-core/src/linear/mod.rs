@@ -1,0 +1,1 @@
+//! Decode and multiply in one operator.
