@@ -94,9 +94,11 @@ impl<'a> FloatSlice<'a> {
     ///
     /// # Panics
     /// If the range is out of bounds.
+    #[inline(always)]
     pub fn read(&self, start: usize, out: &mut [f32]) {
         let size = self.dtype.size();
         let bytes = &self.bytes[start * size..(start + out.len()) * size];
+        #[inline(always)]
         fn convert<const N: usize>(bytes: &[u8], out: &mut [f32], f: impl Fn([u8; N]) -> f32) {
             let (elements, rest) = bytes.as_chunks::<N>();
             debug_assert!(rest.is_empty());

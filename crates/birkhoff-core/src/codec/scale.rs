@@ -78,6 +78,7 @@ fn load(trajectory: Trajectory) -> f64 {
 /// Scales of a row before the search: fills `exponents`, one a group, and returns the row scale.
 ///
 /// Each group wants `max(rms / (rms of the curve * load), largest / 127)`. `wanted` is scratch.
+#[inline(always)]
 pub fn choose(
     trajectory: Trajectory,
     row: &[f32],
@@ -109,6 +110,7 @@ pub fn choose(
 const INT8_CLIP: f64 = 0.99;
 
 /// Root mean square and largest magnitude, summed in a fixed order.
+#[inline(always)]
 fn rms_and_largest(group: &[f32]) -> (f64, f64) {
     const LANES: usize = 8;
     let (mut sums, mut largest) = ([0.0f64; LANES], [0.0f32; LANES]);
