@@ -65,7 +65,7 @@ impl<'a> FloatSlice<'a> {
     /// # Errors
     /// [`Error::Shape`] if their number is no multiple of the element size.
     pub fn new(bytes: &'a [u8], dtype: Dtype) -> Result<Self> {
-        if bytes.len() % dtype.size() != 0 {
+        if !bytes.len().is_multiple_of(dtype.size()) {
             return Err(Error::Shape(format!(
                 "{} bytes are no whole number of {} elements",
                 bytes.len(),

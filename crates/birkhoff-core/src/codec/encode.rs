@@ -312,13 +312,7 @@ impl StripEncoder {
         }
 
         // The rows as every decoder will see them.
-        decode::blocks(
-            self.options.isa,
-            self.layout.trajectory(),
-            codes,
-            0,
-            &mut self.decoded,
-        );
+        decode::blocks(self.options.isa, self.layout.trajectory(), codes, 0, &mut self.decoded);
         let mut distortion = Distortion::default();
         for (row, scale) in scales.iter().enumerate().take(rows) {
             layout::decoded_row(&self.decoded, row, &mut self.values);
@@ -393,9 +387,9 @@ fn pack(bits: u32, fresh: &[Vec<u8>; 2], row: usize, codes: &mut [u8]) {
     for (stream, fresh) in fresh.iter().enumerate() {
         let blocks = fresh.as_chunks::<STREAM>().0.iter().zip(codes.chunks_exact_mut(block_len));
         for (fresh, codes) in blocks {
-            let number = fresh.iter().fold(0u128, |number, &bits_of_weight| {
-                number << bits | u128::from(bits_of_weight)
-            });
+            let number = fresh
+                .iter()
+                .fold(0u128, |number, &bits_of_weight| number << bits | u128::from(bits_of_weight));
             for word in 0..bits as usize {
                 let value = (number >> (16 * (bits as usize - 1 - word))) as u16;
                 let at = layout::word_offset(word, row, stream);
@@ -419,7 +413,8 @@ impl Products {
     #[inline(always)]
     fn new(weights: &[f32], values: &[i8], group_scale: impl Fn(usize) -> f32) -> Products {
         let mut products = Products { ww: 0.0, wq: 0.0, qq: 0.0 };
-        for (group, (weights, values)) in weights.chunks(GROUP).zip(values.chunks(GROUP)).enumerate()
+        for (group, (weights, values)) in
+            weights.chunks(GROUP).zip(values.chunks(GROUP)).enumerate()
         {
             let values = &values[..weights.len()];
             let [mut ww, mut wq, mut qq] = [[0.0f64; LANES]; 3];

@@ -68,8 +68,9 @@ pub const SMALLEST: f32 = 1e-35;
 /// Root mean square of the weights in units of the curve's, at which the error is least.
 fn load(trajectory: Trajectory) -> f64 {
     match trajectory {
-        Trajectory::Shift(6) => 0.82,
-        Trajectory::Shift(_) | Trajectory::Winding(_) => 0.94,
+        Trajectory::Shift(6) => 0.78,
+        Trajectory::Shift(_) => 0.94,
+        Trajectory::Winding(_) => 0.73,
         // int8 takes its scale from the largest weight alone.
         Trajectory::Int8 => f64::INFINITY,
     }

@@ -174,7 +174,9 @@ impl Search {
             stream.start(None, bits, 2 * side);
         }
         // SAFETY: `isa` is available, so the CPU has what `kernel` needs.
-        unsafe { (kernel.forward)(&mut self.streams, [&seam[0][..2 * side], &seam[1][..2 * side]]) };
+        unsafe {
+            (kernel.forward)(&mut self.streams, [&seam[0][..2 * side], &seam[1][..2 * side]])
+        };
         let ends = [self.streams[0].best_class(), self.streams[1].best_class()];
         let [after_0, after_1] = &mut [[0; SEAM]; 2];
         let after = [&mut after_0[..side], &mut after_1[..side]];
@@ -252,8 +254,8 @@ fn trace<const BITS: u32, const LANES: usize>(
             let (vector, lane) = (index / LANES, index % LANES);
             let word =
                 streams[i].decisions[steps - count + step].0[vector / per_word * LANES + lane];
-            let candidate = usize::from(word) >> (vector % per_word * decision_bits)
-                & (candidates(BITS) - 1);
+            let candidate =
+                usize::from(word) >> (vector % per_word * decision_bits) & (candidates(BITS) - 1);
             let residue = index & (Trellis::<BITS>::RESIDUES - 1);
             fresh[i][step] = Trellis::<BITS>::FRESH[residue];
             let place = candidate * Trellis::<BITS>::PLACES + (index >> BITS);
@@ -463,7 +465,8 @@ unsafe fn step<V: Lanes, const BITS: u32, const VECTORS: usize>(
             let mut word = V::splat(0);
             for &winner in group.iter().rev() {
                 let number = winner.and(decision);
-                word = if decision_bits == 1 { word.shl::<1>() } else { word.shl::<2>() }.or(number);
+                word =
+                    if decision_bits == 1 { word.shl::<1>() } else { word.shl::<2>() }.or(number);
             }
             word.store(decisions.0.as_mut_ptr().add(i * V::N));
         }
