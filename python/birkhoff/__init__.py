@@ -1,0 +1,1 @@
+"""Compress Segment Anything models without data, and run them compressed."""
