@@ -62,8 +62,7 @@ impl ScaleRefit {
     }
 }
 
-/// Rows whose largest weight is below this are stored as zero: their scale would not be a normal
-/// float.
+/// Rows whose scale is below this are stored as zero: a group's scale would not be a normal float.
 pub const SMALLEST: f32 = 1e-35;
 
 /// Root mean square of the weights in units of the curve's, at which the error is least.
