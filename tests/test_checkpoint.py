@@ -168,6 +168,10 @@ def test_tensors_that_safetensors_cannot_hold_are_named(tmp_path: Path) -> None:
         open_checkpoint(save(tmp_path, {"wide": torch.ones(2, dtype=torch.complex128)}))
 
 
+def path_with(folder: Path) -> str:
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+
+
 def test_torch_is_asked_for_when_it_is_missing(
     tmp_path: Path, state_dict: dict[str, torch.Tensor]
 ) -> None:
@@ -175,7 +179,7 @@ def test_torch_is_asked_for_when_it_is_missing(
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('no torch')")
     done = subprocess.run(
         [sys.executable, "-m", "birkhoff", "compress", path, "-o", tmp_path / "out.safetensors"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": path_with(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
@@ -232,9 +236,7 @@ def test_a_missing_shard_is_named(tmp_path: Path, arrays: Arrays) -> None:
         ('{"weight_map": {"nowhere": "model.safetensors"}}', "'nowhere' is not in its shard"),
     ],
 )
-def test_a_damaged_index_is_refused(
-    tmp_path: Path, model: Path, index: str, message: str
-) -> None:
+def test_a_damaged_index_is_refused(tmp_path: Path, model: Path, index: str, message: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(FormatError, match=message):
         open_checkpoint(tmp_path)

@@ -135,9 +135,7 @@ def _open_shards(folder: Path, index: Path) -> Checkpoint:
         if path.parent != folder:
             raise FormatError(f"{index}: the shard {shard!r} lies outside of the folder")
         if not path.is_file():
-            raise FormatError(
-                f"{index}: the shard {shard!r} is missing; download the folder again"
-            )
+            raise FormatError(f"{index}: the shard {shard!r} is missing; download the folder again")
         files.append(path)
         tensors |= {
             tensor.name: tensor

@@ -175,5 +175,3 @@ def _entry(item: Item, codec: str) -> tuple[Any, ...]:
             return ("stored", *what, dtype)
         case _:
             return ("tied", *what, item.to)
-
-

@@ -68,6 +68,4 @@ def run_demo(
         if originals:
             raise BirkhoffError(f"tensors were lost in the round trip: {', '.join(originals)}")
         say(f"decompressed  to {nbytes:,} bytes: the same names, dtypes and shapes")
-        return replace(
-            verification, summary=replace(verification.summary, seconds=summary.seconds)
-        )
+        return replace(verification, summary=replace(verification.summary, seconds=summary.seconds))

@@ -53,7 +53,7 @@ _DECODER: list[tuple[str, str]] = [
 ]
 
 _LARGE_DECODER: list[tuple[str, str]] = [
-    ("*mask_decoder*", "bits + 1"),
+    ("*mask_decoder*mlp*", "bits + 1"),
     ("*mask_decoder*q_proj.weight", "8"),
     ("*mask_decoder*k_proj.weight", "8"),
     ("*mask_decoder*upscal*", "8"),
@@ -122,7 +122,9 @@ def choose_policy(
         convolutions = frozenset(
             tensor.name
             for tensor in tensors
-            if tensor.name in weights and len(tensor.shape) == 4 and min(tensor.shape) > 0
+            if tensor.name in weights
+            and len(tensor.shape) == 4
+            and min(tensor.shape) > 0
             and tensor.name.endswith(".weight")
         )
         if share(convolutions) <= SMALL_CONVOLUTIONS:

@@ -77,7 +77,9 @@ def _load(path: Path) -> Any:
             "could run code; where its code is at hand, export the weights with "
             "`torch.save(model.state_dict(), 'weights.pth')` and give that file"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # A damaged pickle can make its reader raise anything.
         if "TorchScript" in str(error):
             raise FormatError(
                 f"{path}: this is a TorchScript archive; export its weights with "
