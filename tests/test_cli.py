@@ -240,21 +240,22 @@ def test_version_and_help(birkhoff: Run) -> None:
         assert command in done.stdout
 
 
-def test_starting_up_imports_no_torch() -> None:
+def imports_no_torch(*arguments: str) -> None:
     code = (
-        "import sys\nfrom birkhoff.cli import main\nsys.argv = ['birkhoff', '--help']\n"
-        "try: main()\nfinally: assert 'torch' not in sys.modules"
+        "import sys\n"
+        "from birkhoff.cli import main\n"
+        f"sys.argv = {['birkhoff', *arguments]!r}\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
 
 
-def test_inspect_imports_no_torch(run_json: RunJson, model: Path, output: Path) -> None:
-    run_json("compress", model, "-o", output)
-    code = (
-        f"import sys\nfrom birkhoff.cli import main\nsys.argv = ['birkhoff', 'inspect', {str(output)!r}]\n"
-        "try: main()\nfinally: assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+def test_commands_without_a_torch_checkpoint_import_no_torch(model: Path, output: Path) -> None:
+    imports_no_torch("--help")
+    imports_no_torch("compress", str(model), "-o", str(output))
+    imports_no_torch("inspect", str(output))
+    imports_no_torch("verify", str(output), "--against", str(model))
 
 
 def test_the_demo_on_a_given_file(birkhoff: Run, model: Path) -> None:

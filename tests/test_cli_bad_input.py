@@ -378,7 +378,7 @@ def test_a_full_disk(
     path = model if command == "compress" else compressed
     message = refused(command, path, "-o", full_disk / "out.safetensors")
     assert "No space left" in message
-    assert os.listdir(full_disk) == []
+    assert list(full_disk.iterdir()) == []
 
 
 def test_a_folder_that_may_not_be_written(refused: Refused, model: Path, tmp_path: Path) -> None:

@@ -17,16 +17,18 @@ ARCHITECTURES = Path(__file__).parent / "architectures"
 ITEM_SIZE = {"F32": 4, "F16": 2, "I64": 8, "BOOL": 1}
 
 
+def zeros(name: str, dtype: str, *shape: int) -> Tensor:
+    nbytes = ITEM_SIZE[dtype] * math.prod(shape)
+    return Tensor(name, dtype, shape, lambda: np.zeros(nbytes, np.uint8))
+
+
 def load(name: str) -> list[Tensor]:
     """The tensors of an architecture, all zeros."""
     tensors = []
     for line in (ARCHITECTURES / f"{name}.txt").read_text().splitlines()[1:]:
         tensor, dtype, sizes = line.split()
         shape = () if sizes == "scalar" else tuple(map(int, sizes.split("x")))
-        nbytes = ITEM_SIZE[dtype] * math.prod(shape)
-        tensors.append(
-            Tensor(tensor, dtype, shape, lambda nbytes=nbytes: np.zeros(nbytes, np.uint8))
-        )
+        tensors.append(zeros(tensor, dtype, *shape))
     return tensors
 
 
@@ -135,13 +137,9 @@ def test_every_rate_of_a_plan_is_one_of_the_codec(codec: str) -> None:
                 assert bits_of(item) in [*_core.rates(codec), "stored"]
 
 
-def weights(name: str, *shape: int) -> Tensor:
-    return Tensor(name, "F32", shape, lambda: np.zeros(4 * math.prod(shape), np.uint8))
-
-
 def test_small_matrices_of_an_unknown_model_get_eight_bits() -> None:
-    tensors = [weights(f"layers.{i}.weight", 512, 512) for i in range(20)]
-    tensors += [weights("head.weight", 64, 512), weights("table", 128, 512)]
+    tensors = [zeros(f"layers.{i}.weight", "F32", 512, 512) for i in range(20)]
+    tensors += [zeros("head.weight", "F32", 64, 512), zeros("table", "F32", 128, 512)]
     plan = make_plan(tensors, choose_policy(tensors, bits=3, codec="shift"))
     assert [bits_of(item) for item in plan] == [3] * 20 + [8, 8]
 
@@ -180,7 +178,7 @@ def test_float16_is_used_only_where_it_keeps_the_values(values: list[float], dty
 
 
 def test_tied_tensors_stay_tied_unless_one_of_them_is_skipped() -> None:
-    first = weights("first", 64, 64)
+    first = zeros("first", "F32", 64, 64)
     tied = Tensor("tied", "F32", (64, 64), first.read, tied_to="first")
     policy = choose_policy([first, tied], bits=4, codec="shift")
 

@@ -267,7 +267,9 @@ def main() -> None:
     except Exception as error:
         usage = getattr(error, "format_message", None)
         if usage is not None:
-            _fail(f"{usage()} (`birkhoff --help` shows how)", getattr(error, "exit_code", 2))
+            if not usage():  # No arguments at all: the help was shown.
+                sys.exit(2)
+            _fail(f"{usage()} (`birkhoff --help` shows how)", 2)
         # BirkhoffError is all that its own code raises besides these; any other is a bug.
         from birkhoff._core import BirkhoffError
 

@@ -11,8 +11,8 @@ from typing import Any
 from birkhoff._core import BirkhoffError, Distortion, File, Writer
 from birkhoff.checkpoint import open_checkpoint
 from birkhoff.files import require_compressed
-from birkhoff.plan import Coded, Item, Stored, make_plan
-from birkhoff.policy import SIXTEEN, Policy, check_bits, choose_policy
+from birkhoff.plan import Coded, Item, Stored, make_plan, rules_in_use
+from birkhoff.policy import SIXTEEN, check_bits, choose_policy
 from birkhoff.summary import Summary, summarize
 
 #: Called after every tensor with its name, the bytes read so far, and the bytes in all.
@@ -72,7 +72,13 @@ def compress_file(
     plan = make_plan(
         checkpoint.tensors, policy, user_patterns=[pattern for pattern, _ in user_rules], skip=skip
     )
-    settings = _settings(policy, bits, skip)
+    settings = {
+        "bits": bits,
+        "codec": codec,
+        "model": policy.model,
+        "rules": [[rule.pattern, rule.bits] for rule in rules_in_use(policy, plan)],
+        "skip": list(skip),
+    }
     distortions = _write(output, plan, codec, settings, overwrite=overwrite, progress=progress)
     return summarize(
         File(output),
@@ -123,17 +129,6 @@ def check_output(output: Path, *inputs: Path, overwrite: bool) -> None:
             f"{output}: the file exists; choose another name, "
             "or replace it with --force (overwrite=True in Python)"
         )
-
-
-def _settings(policy: Policy, bits: int, skip: Sequence[str]) -> dict[str, Any]:
-    """What the file records about how it was made."""
-    return {
-        "bits": bits,
-        "codec": policy.codec,
-        "model": policy.model,
-        "rules": [[rule.pattern, rule.bits] for rule in policy.rules],
-        "skip": list(skip),
-    }
 
 
 def _write(

@@ -12,7 +12,7 @@ import numpy as np
 from birkhoff import _core
 from birkhoff.checkpoint import Tensor
 from birkhoff.dtypes import FLOATS, NUMPY_DTYPES
-from birkhoff.policy import SIXTEEN, Policy
+from birkhoff.policy import SIXTEEN, Policy, Rule
 
 #: A matrix is coded if that takes at most this share of its bytes in 16 bit.
 CODED_SHARE = 0.75
@@ -95,6 +95,15 @@ def _list_names() -> str:
 
 def _could_be_coded(tensor: Tensor) -> bool:
     return tensor.is_float and len(tensor.shape) >= 2 and tensor.elements > 0
+
+
+def rules_in_use(policy: Policy, plan: Sequence[Item]) -> list[Rule]:
+    """The rules that decided on a tensor that is coded, or would be but for its rule."""
+    deciding = [
+        (item, policy.rule_for(item.tensor.name)) for item in plan if _could_be_coded(item.tensor)
+    ]
+    used = {rule for item, rule in deciding if isinstance(item, Coded) or rule.bits == SIXTEEN}
+    return [rule for rule in policy.rules if rule in used]
 
 
 def _plan_tensor(tensor: Tensor, policy: Policy, skip: Sequence[str]) -> Item:

@@ -151,22 +151,12 @@ def choose_policy(
         Rule(pattern, _resolve(rate, bits, rates), covered.get(pattern)) for pattern, rate in table
     ]
     rules += [Rule(pattern, rate) for pattern, rate in user_rules]
-    used = _used_rules(rules, weights)
-    return Policy(model, codec, tuple(used))
+    return Policy(model, codec, tuple(rules))
 
 
 def check_bits(bits: int, codec: str) -> None:
     """Raises ValueError if the codec does not exist or lacks the rate."""
     _core.coded_nbytes(0, 0, bits=bits, codec=codec)
-
-
-def _used_rules(rules: Sequence[Rule], names: Iterable[str]) -> list[Rule]:
-    """The rules without those that decide on no tensor (the first one, for all, always stays)."""
-    deciding = {
-        next(index for index, rule in reversed(list(enumerate(rules))) if rule.matches(name))
-        for name in names
-    }
-    return [rule for index, rule in enumerate(rules) if index == 0 or index in deciding]
 
 
 def _resolve(rate: str, bits: int, rates: Sequence[int]) -> int:
