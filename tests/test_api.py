@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import sqnr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 import birkhoff
 from birkhoff import _core
+from conftest import sqnr
 
 RATES = [(codec, bits) for codec in ("shift", "winding") for bits in _core.rates(codec)]
 #: At least this SQNR in dB on Gaussian weights, by bits a weight, for either codec.

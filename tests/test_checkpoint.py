@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from conftest import Arrays
 from safetensors.numpy import save_file
 
 from birkhoff import FormatError
 from birkhoff.checkpoint import Checkpoint, open_checkpoint
+from conftest import Arrays
 
 if TYPE_CHECKING:
     import torch
@@ -164,7 +164,7 @@ def test_tensors_that_safetensors_cannot_hold_are_named(tmp_path: Path) -> None:
     sparse = torch.eye(3).to_sparse()
     with pytest.raises(FormatError, match="'adjacency' is sparse_coo"):
         open_checkpoint(save(tmp_path, {"adjacency": sparse}))
-    with pytest.raises(FormatError, match="'wide' is .*complex128"):
+    with pytest.raises(FormatError, match=r"'wide' is .*complex128"):
         open_checkpoint(save(tmp_path, {"wide": torch.ones(2, dtype=torch.complex128)}))
 
 

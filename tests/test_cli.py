@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Arrays, Run, sqnr
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import birkhoff as package
+from conftest import Arrays, Run, sqnr
 
 RunJson = Callable[..., Any]
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Arrays, Run
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+
+from conftest import Arrays, Run
 
 Refused = Callable[..., str]
 

@@ -1,4 +1,4 @@
-"""The command line: ``birkhoff compress``, ``inspect``, ``decompress``, ``verify``, ``env``, ``demo``.
+"""The command line: compress, inspect, decompress, verify, env, demo.
 
 Exit codes: 0 if all went well, 1 for bad input or a failed verification, 2 for wrong usage, 130
 after an interrupt.

@@ -122,7 +122,7 @@ def _plan_tensor(tensor: Tensor, policy: Policy, skip: Sequence[str]) -> Item:
 
 
 def best_matrix_view(shape: Sequence[int], bits: int, codec: str) -> tuple[int, int, int]:
-    """The smallest coded size of a tensor of 2 or more dimensions, and its matrix: bytes, rows, cols.
+    """Bytes, rows and cols of the smaller matrix of a tensor of 2 or more dimensions.
 
     The matrix is (first dimension, all others) or (all but the last, last).
     """

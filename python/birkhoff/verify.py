@@ -47,7 +47,7 @@ def verify_file(
     Args:
         path: The compressed file.
         against: The checkpoint it was made from.
-        progress: Called after every tensor with its name, how many are done, and how many there are.
+        progress: Called after every tensor with its name, how many are done, and of how many.
 
     Raises:
         FormatError: One of the two cannot be read at all.
