@@ -10,10 +10,11 @@ The last up-scaling convolution, 2048 weights, stays in 16 bit.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import groupby
+from typing import NamedTuple
 
 from birkhoff import _core
 from birkhoff.checkpoint import Tensor
@@ -22,46 +23,56 @@ from birkhoff.checkpoint import Tensor
 SIXTEEN = 16
 
 #: Up to this share of all weights, all convolutions of a SAM together get 8 bits.
-SMALL_CONVOLUTIONS = 0.05
-#: Up to this share of all weights, positional tables get 8 bits.
-SMALL_POSITIONS = 0.01
-#: From this share of all weights on, only the sensitive part of a mask decoder gets 8 bits.
-LARGE_DECODER = 0.25
+CONVOLUTIONS_SHARE = 0.05
+#: Up to this share of all weights, the positional tables of a SAM get 8 bits.
+POSITIONS_SHARE = 0.01
+#: Up to this share of all weights, the whole mask decoder of a SAM gets 8 bits.
+DECODER_SHARE = 0.25
 #: The smallest matrices of an unknown model, up to this share of all weights, get 8 bits.
-SMALL_MATRICES = 0.04
+SMALLEST_SHARE = 0.04
 
-_BULK: list[tuple[str, str]] = [("*", "bits")]
 
-_CONVOLUTIONS: list[tuple[str, str]] = [("every convolution", "8")]
+class Row(NamedTuple):
+    """A row of a table: tensors whose name matches ``pattern`` get ``rate``.
 
-_LARGE_POSITIONS: list[tuple[str, str]] = [("*pos_embed*", "bits + 2")]
+    A rate is a number of bits, or ``bits``, what the user asked for, plus a number.
+    """
 
-#: What is small, by the names of Meta's code and of transformers.
-_SAM: list[tuple[str, str]] = [
-    ("*pos_embed*", "8"),
-    ("*rel_pos*", "8"),
-    ("*patch_embed*", "8"),
-    ("*neck*", "8"),
-    ("*shared_image_embedding*", "8"),
-    ("*prompt_encoder*", "8"),
-    ("*obj_ptr*", "8"),
-    ("*object_pointer*", "8"),
+    pattern: str
+    rate: str
+    #: The names it covers, where that follows from sizes and ``pattern`` only describes them.
+    names: frozenset[str] | None = None
+
+
+BULK = [Row("*", "bits")]
+
+#: What is small in a SAM, by the names of Meta's code and of transformers.
+SMALL_PARTS = [
+    Row("*pos_embed*", "8"),
+    Row("*rel_pos*", "8"),
+    Row("*patch_embed*", "8"),
+    Row("*neck*", "8"),
+    Row("*shared_image_embedding*", "8"),
+    Row("*prompt_encoder*", "8"),
+    Row("*obj_ptr*", "8"),
+    Row("*object_pointer*", "8"),
 ]
 
-_DECODER: list[tuple[str, str]] = [
-    ("*mask_decoder*", "8"),
+LARGE_POSITIONS = [Row("*pos_embed*", "bits + 2")]
+
+DECODER = [Row("*mask_decoder*", "8")]
+
+#: A decoder beside a light image encoder: the rest of it is part of the bulk.
+LARGE_DECODER = [
+    Row("*mask_decoder*mlp*", "bits + 1"),
+    Row("*mask_decoder*q_proj.weight", "8"),
+    Row("*mask_decoder*k_proj.weight", "8"),
+    Row("*mask_decoder*upscal*", "8"),
 ]
 
-_LARGE_DECODER: list[tuple[str, str]] = [
-    ("*mask_decoder*mlp*", "bits + 1"),
-    ("*mask_decoder*q_proj.weight", "8"),
-    ("*mask_decoder*k_proj.weight", "8"),
-    ("*mask_decoder*upscal*", "8"),
-]
-
-_LAST_UPSCALING: list[tuple[str, str]] = [
-    ("*mask_decoder.output_upscaling.3.weight", "16"),
-    ("*mask_decoder.upscale_conv2.weight", "16"),
+LAST_UPSCALING = [
+    Row("*mask_decoder.output_upscaling.3.weight", "16"),
+    Row("*mask_decoder.upscale_conv2.weight", "16"),
 ]
 
 
@@ -106,52 +117,65 @@ def choose_policy(
     Raises:
         ValueError: The codec has no such rate.
     """
-    rates = _core.rates(codec)
     check_bits(bits, codec)
-    weights = {tensor.name: tensor.elements for tensor in tensors if tensor.is_float}
-    total = sum(weights.values())
-
-    def share(names: Iterable[str]) -> float:
-        return sum(weights[name] for name in names) / total if total else 0.0
-
-    decoder = [name for name in weights if "mask_decoder" in name]
-    covered: dict[str, frozenset[str]] = {}
-    if decoder:
-        model = "Segment Anything"
-        table = list(_BULK)
-        convolutions = frozenset(
-            tensor.name
-            for tensor in tensors
-            if tensor.name in weights
-            and len(tensor.shape) == 4
-            and min(tensor.shape) > 0
-            and tensor.name.endswith(".weight")
-        )
-        if share(convolutions) <= SMALL_CONVOLUTIONS:
-            table += _CONVOLUTIONS
-            covered["every convolution"] = convolutions
-        table += _SAM
-        if share(name for name in weights if "pos_embed" in name) > SMALL_POSITIONS:
-            table += _LARGE_POSITIONS
-        if share(decoder) < LARGE_DECODER:
-            table += _DECODER
-        else:
-            model = "Segment Anything, light image encoder"
-            table += _LARGE_DECODER
-        table += _LAST_UPSCALING
+    floats = [tensor for tensor in tensors if tensor.is_float]
+    if any("mask_decoder" in tensor.name for tensor in floats):
+        model, table = _segment_anything(floats)
     else:
-        model = "unknown"
-        table = list(_BULK)
-        small = _smallest_matrices(tensors, SMALL_MATRICES * total)
-        if small:
-            pattern = f"the smallest matrices, {100 * share(small):.1f} % of the weights"
-            table.append((pattern, "8"))
-            covered[pattern] = small
-    rules = [
-        Rule(pattern, _resolve(rate, bits, rates), covered.get(pattern)) for pattern, rate in table
-    ]
+        model, table = "unknown", BULK + _smallest_matrices(floats)
+    rates = _core.rates(codec)
+    rules = [Rule(row.pattern, _resolve(row.rate, bits, rates), row.names) for row in table]
     rules += [Rule(pattern, rate) for pattern, rate in user_rules]
     return Policy(model, codec, tuple(rules))
+
+
+def _segment_anything(tensors: Sequence[Tensor]) -> tuple[str, list[Row]]:
+    """What a model of the Segment Anything family is called, and its table."""
+    total = sum(tensor.elements for tensor in tensors)
+
+    def small(part: Iterable[Tensor], share: float) -> bool:
+        return sum(tensor.elements for tensor in part) <= share * total
+
+    def named(text: str) -> list[Tensor]:
+        return [tensor for tensor in tensors if text in tensor.name]
+
+    model = "Segment Anything"
+    table = list(BULK)
+    convolutions = [tensor for tensor in named(".weight") if len(tensor.shape) == 4]
+    if small(convolutions, CONVOLUTIONS_SHARE):
+        names = frozenset(tensor.name for tensor in convolutions)
+        table.append(Row("every convolution", "8", names))
+    table += SMALL_PARTS
+    if not small(named("pos_embed"), POSITIONS_SHARE):
+        table += LARGE_POSITIONS
+    if small(named("mask_decoder"), DECODER_SHARE):
+        table += DECODER
+    else:
+        model += ", light image encoder"
+        table += LARGE_DECODER
+    return model, table + LAST_UPSCALING
+
+
+def _smallest_matrices(tensors: Sequence[Tensor]) -> list[Row]:
+    """A row for the matrices of the smallest sizes; of one size, all of them or none."""
+    total = sum(tensor.elements for tensor in tensors)
+    matrices = [tensor for tensor in tensors if len(tensor.shape) >= 2]
+    taken = 0
+    names: list[str] = []
+    for _, group in groupby(sorted(matrices, key=_elements), key=_elements):
+        same = list(group)
+        if taken + sum(map(_elements, same)) > SMALLEST_SHARE * total:
+            break
+        taken += sum(map(_elements, same))
+        names += [tensor.name for tensor in same]
+    if not taken:
+        return []
+    pattern = f"the smallest matrices, {100 * taken / total:.1f} % of the weights"
+    return [Row(pattern, "8", frozenset(names))]
+
+
+def _elements(tensor: Tensor) -> int:
+    return tensor.elements
 
 
 def check_bits(bits: int, codec: str) -> None:
@@ -166,18 +190,3 @@ def _resolve(rate: str, bits: int, rates: Sequence[int]) -> int:
     if wanted == SIXTEEN:
         return SIXTEEN
     return min((rate for rate in rates if rate >= wanted), default=max(rates))
-
-
-def _smallest_matrices(tensors: Sequence[Tensor], most: float) -> frozenset[str]:
-    """The matrices of the smallest sizes; all of one size or none, with ``most`` weights in all."""
-    by_size: dict[int, list[str]] = {}
-    for tensor in tensors:
-        if tensor.is_float and len(tensor.shape) >= 2 and tensor.elements > 0:
-            by_size.setdefault(math.prod(tensor.shape), []).append(tensor.name)
-    names: list[str] = []
-    for size, same in sorted(by_size.items()):
-        most -= size * len(same)
-        if most < 0:
-            break
-        names += same
-    return frozenset(names)
