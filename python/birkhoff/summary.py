@@ -6,6 +6,8 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +134,7 @@ def summarize(
         seconds: How long it took to compress.
     """
     distortions = distortions or {}
-    total = sum(distortions.values(), start=Distortion())
+    total = reduce(add, distortions.values()) if distortions else None
     return Summary(
         path=Path(file.path),
         nbytes=file.nbytes,
@@ -140,7 +142,7 @@ def summarize(
         settings=json.loads(file.settings) if file.compressed else {},
         notes=notes or [],
         seconds=seconds,
-        sqnr=total.sqnr if distortions else None,
+        sqnr=total.sqnr if total else None,
     )
 
 
