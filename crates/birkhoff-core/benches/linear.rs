@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 
 use birkhoff_core::isa::Isa;
 use birkhoff_core::layout::Layout;
-use birkhoff_core::linear::{
-    Floats, FloatsMut, Input, LinearOptions, Output, Precision, linear,
-};
+use birkhoff_core::linear::{Floats, FloatsMut, Input, LinearOptions, Output, Precision, linear};
 use birkhoff_core::matrix::{Bytes, HyperMatrix};
 use birkhoff_core::{Codec, MatrixView};
 
@@ -72,7 +70,8 @@ fn main() {
     );
     for &(in_features, out_features) in &shapes {
         for &tokens in &tokens {
-            let x: Vec<f32> = (0..tokens * in_features).map(|i| ((i * 37) % 101) as f32 - 50.0).collect();
+            let x: Vec<f32> =
+                (0..tokens * in_features).map(|i| ((i * 37) % 101) as f32 - 50.0).collect();
             let mut y = vec![0.0; tokens * out_features];
             let flop = (2 * tokens * in_features * out_features) as f64;
             for &bits in &bits {

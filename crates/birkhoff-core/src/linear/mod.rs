@@ -24,7 +24,6 @@ mod operand;
 mod panel;
 mod portable;
 mod schedule;
-mod team;
 #[cfg(test)]
 mod tests;
 

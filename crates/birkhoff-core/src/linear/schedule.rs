@@ -9,12 +9,13 @@ use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use super::LinearOptions;
 use super::kernel::Kernel;
 use super::operand::{Input, Output, Target};
 use super::panel::{PANEL_LEN, PANEL_SCALES, PANEL_STRIPS};
-use super::{LinearOptions, team};
 use crate::layout::{BLOCK, STRIP};
 use crate::matrix::MatrixView;
+use crate::threads::team;
 
 /// Most tokens of a chunk.
 const CHUNK_TOKENS: usize = 1024;
