@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::Precision;
 use super::activations::{self, Steps};
 use super::kernel::Kernel;
-use super::panel;
+use super::{gemv, panel};
 use super::schedule::{self, Product, Workspace};
 use crate::codec::Trajectory;
 use crate::codec::scale::GROUP_SCALE;
@@ -161,7 +161,13 @@ impl Kernel for Avx512 {
         workspace: &mut Workspace<Self>,
     ) {
         // SAFETY: the caller upholds all that is needed.
-        unsafe { panel::multiply(product, strips, tokens, workspace) }
+        unsafe {
+            if gemv::suits(product, tokens.len()) {
+                gemv::multiply(product, strips, tokens, &decode::avx512::curve(FLIP));
+            } else {
+                panel::multiply(product, strips, tokens, workspace);
+            }
+        }
     }
 
     #[inline(always)]

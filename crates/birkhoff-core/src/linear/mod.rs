@@ -11,6 +11,7 @@
 //! | [`activations`] | floats to planes of integers |
 //! | [`schedule`] | chunks, tasks and scratch memory |
 //! | [`panel`] | kernels that decode to cache and multiply with many tokens |
+//! | `gemv` | kernels for a few tokens, that decode in registers |
 //! | [`kernel`] | what they ask of an instruction set |
 //! | [`portable`], [`avx2`], [`avx512`] | the instruction sets |
 
@@ -19,6 +20,8 @@ mod activations;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod gemv;
 mod kernel;
 mod operand;
 mod panel;
