@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
 
-    import birkhoff
+    from birkhoff import _core
     from safetensors.torch import save_file
 
     with tempfile.TemporaryDirectory() as folder:
@@ -134,7 +134,7 @@ def main() -> None:
         "peak_anonymous_mib": round(max(run[1] for run in runs) / MIB, 1),
         "codec_mweights_per_second_one_thread": {
             isa: round(codec_speed(arguments.bits, isa) / 1e6, 1)
-            for isa in birkhoff.available_isas()
+            for isa in _core.available_isas()
         },
     }
     if arguments.json:

@@ -18,6 +18,7 @@ from birkhoff._core import (
 from birkhoff.arrays import encode
 from birkhoff.compress import compress_file, decompress_file
 from birkhoff.files import TensorFile, open
+from birkhoff.precision import get_precision, set_precision
 from birkhoff.summary import Summary, TensorSummary
 from birkhoff.verify import Verification, verify_file
 
@@ -37,7 +38,9 @@ __all__ = [
     "decompress_file",
     "encode",
     "get_num_threads",
+    "get_precision",
     "open",
     "set_num_threads",
+    "set_precision",
     "verify_file",
 ]

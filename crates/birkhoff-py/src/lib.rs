@@ -8,6 +8,7 @@ mod distortion;
 mod environment;
 mod errors;
 mod file;
+mod linear;
 mod matrix;
 mod writer;
 
@@ -24,6 +25,8 @@ mod _core {
     };
     #[pymodule_export]
     use super::file::{Entry, File};
+    #[pymodule_export]
+    use super::linear::BorrowedMatrix;
     #[pymodule_export]
     use super::matrix::{HyperMatrix, coded_nbytes, encode, rates};
     #[pymodule_export]

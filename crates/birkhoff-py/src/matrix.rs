@@ -13,6 +13,7 @@ use crate::arrays;
 use crate::distortion::Distortion;
 use crate::environment::compute;
 use crate::errors::{Failure, Result};
+use crate::linear;
 
 #[pyclass(frozen, module = "birkhoff._core")]
 pub(crate) struct HyperMatrix {
@@ -117,6 +118,16 @@ impl HyperMatrix {
         let values = compute(py, |isa| self.matrix.view().decode(isa))?;
         let (rows, cols) = self.shape();
         Ok(arrays::owned(py, values, &[rows, cols])?)
+    }
+
+    #[pyo3(signature = (x, bias = None, precision = "high"))]
+    fn linear<'py>(
+        &self,
+        x: &Bound<'py, PyAny>,
+        bias: Option<&Bound<'py, PyAny>>,
+        precision: &str,
+    ) -> Result<Bound<'py, PyAny>> {
+        linear::of_arrays(self.matrix.view(), x, bias, precision)
     }
 
     fn __reduce__<'py>(this: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
