@@ -8,13 +8,14 @@ named as safetensors names them (`"F32"`, `"BF16"`, `"I64"`, ...).
 import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
     "BirkhoffError",
+    "BorrowedMatrix",
     "Distortion",
     "Entry",
     "File",
@@ -153,7 +154,56 @@ class HyperMatrix:
     def decode(self) -> NDArray[np.float32]:
         """The weights as a new array of `shape`."""
 
+    def linear(
+        self,
+        x: NDArray[np.float32] | NDArray[np.float16],
+        bias: NDArray[np.floating[Any]] | None = None,
+        precision: str = "high",
+    ) -> NDArray[Any]:
+        """`x @ W.T + bias` for x of shape `[..., columns]`, in the dtype of x.
+
+        `precision` is "highest", "high" or "medium". Raises ValueError if a shape or dtype does not
+        fit.
+        """
+
     def __reduce__(self) -> tuple[Callable[..., HyperMatrix], tuple[object, ...]]: ...
+
+@final
+class BorrowedMatrix:
+    """A coded matrix in memory that `owner` keeps in place, given by addresses.
+
+    For `birkhoff.ops` alone: nothing checks that the addresses are right.
+    """
+
+    def __new__(
+        cls,
+        owner: object,
+        codes: int,
+        row_scales: int,
+        group_exponents: int,
+        shape: tuple[int, int],
+        *,
+        bits: int,
+        codec: str,
+    ) -> BorrowedMatrix: ...
+    def linear(
+        self,
+        x: int,
+        dtype: str,
+        rows: int,
+        row_stride: int,
+        bias: int | None,
+        out: int,
+        precision_name: str,
+        threads: int,
+    ) -> None:
+        """Multiply `rows` rows, `row_stride` elements apart, at address `x` into address `out`.
+
+        Both are of `dtype` "F32", "F16" or "BF16"; `bias` is float32.
+        """
+
+    def decode(self) -> NDArray[np.float32]:
+        """The weights as a new array."""
 
 def encode(
     data: NDArray[np.uint8],
