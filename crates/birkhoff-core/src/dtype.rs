@@ -66,7 +66,7 @@ impl<'a> FloatSlice<'a> {
     /// # Errors
     /// [`Error::Shape`] if their number is no multiple of the element size.
     pub fn new(bytes: &'a [u8], dtype: Dtype) -> Result<Self> {
-        if bytes.len() % dtype.size() != 0 {
+        if !bytes.len().is_multiple_of(dtype.size()) {
             return Err(Error::Shape(format!(
                 "{} bytes are no whole number of {} elements",
                 bytes.len(),
@@ -95,9 +95,11 @@ impl<'a> FloatSlice<'a> {
     ///
     /// # Panics
     /// If the range is out of bounds.
+    #[inline(always)]
     pub fn read(&self, start: usize, out: &mut [f32]) {
         let size = self.dtype.size();
         let bytes = &self.bytes[start * size..(start + out.len()) * size];
+        #[inline(always)]
         fn convert<const N: usize>(bytes: &[u8], out: &mut [f32], f: impl Fn([u8; N]) -> f32) {
             let (elements, rest) = bytes.as_chunks::<N>();
             debug_assert!(rest.is_empty());

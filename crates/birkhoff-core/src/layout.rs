@@ -158,11 +158,17 @@ pub const fn word_offset(word: usize, row: usize, stream: usize) -> usize {
 }
 
 /// Copies row `row` of decoded blocks to `out` in the order of its columns.
+#[inline(always)]
 pub fn decoded_row(blocks: &[i8], row: usize, out: &mut [i8]) {
     let blocks = blocks.as_chunks::<DECODED_BLOCK>().0.iter();
     for (block, out) in blocks.zip(out.as_chunks_mut::<BLOCK>().0) {
-        for (col, out) in out.iter_mut().enumerate() {
-            *out = block[decoded_index(row, col)];
+        for pair in (0..STREAM).step_by(2) {
+            for stream in [0, STREAM] {
+                // Two columns of a stream stand together.
+                let at = decoded_index(row, stream + pair);
+                out[stream + pair] = block[at];
+                out[stream + pair + 1] = block[at + 1];
+            }
         }
     }
 }

@@ -28,6 +28,6 @@ pub mod threads;
 pub use codec::encode::{Distortion, EncodeOptions};
 pub use codec::{Codec, ScaleRefit, Trajectory};
 pub use dtype::{Dtype, FloatSlice};
-pub use isa::Isa;
 pub use error::{Error, Result};
+pub use isa::Isa;
 pub use matrix::{HyperMatrix, MatrixView};

@@ -169,7 +169,13 @@ impl<'a> MatrixView<'a> {
     /// Decodes the rows of a strip to f32: `row_scale * GROUP_SCALE[exponent] * value`.
     ///
     /// `out` takes `rows x cols` values, row by row; `scratch` is kept from strip to strip.
-    fn decode_rows(&self, isa: Isa, strip: usize, scratch: &mut (Vec<i8>, Vec<i8>), out: &mut [f32]) {
+    fn decode_rows(
+        &self,
+        isa: Isa,
+        strip: usize,
+        scratch: &mut (Vec<i8>, Vec<i8>),
+        out: &mut [f32],
+    ) {
         let cols = self.layout.cols();
         let (decoded, values) = scratch;
         decoded.resize(self.layout.blocks() * DECODED_BLOCK, 0);
@@ -196,10 +202,11 @@ impl<'a> MatrixView<'a> {
 
         let mut out = vec![0.0; self.layout.rows() * self.layout.cols()];
         if !self.layout.is_empty() {
-            out.par_chunks_mut(STRIP * self.layout.cols()).enumerate().for_each_init(
-                Default::default,
-                |scratch, (strip, out)| self.decode_rows(isa, strip, scratch, out),
-            );
+            out.par_chunks_mut(STRIP * self.layout.cols())
+                .enumerate()
+                .for_each_init(Default::default, |scratch, (strip, out)| {
+                    self.decode_rows(isa, strip, scratch, out)
+                });
         }
         out
     }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use birkhoff_core::isa::{self, Isa};
+use birkhoff_core::isa::Isa;
 use birkhoff_core::threads;
 use pyo3::prelude::*;
 
@@ -12,7 +12,6 @@ use crate::errors::{Failure, Result};
 static THREADS: AtomicUsize = AtomicUsize::new(0);
 
 #[pyfunction]
-#[pyo3(name = "isa")]
 pub(crate) fn isa() -> Result<&'static str> {
     Ok(Isa::current()?.name())
 }
@@ -24,7 +23,7 @@ pub(crate) fn available_isas() -> Vec<&'static str> {
 
 #[pyfunction]
 pub(crate) fn cpu_features() -> Vec<&'static str> {
-    isa::cpu_features()
+    birkhoff_core::isa::cpu_features()
 }
 
 #[pyfunction]

@@ -3,18 +3,18 @@
 use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock};
 
-use birkhoff_core::Distortion as CoreDistortion;
 use birkhoff_core::codec::{Codec, ScaleRefit};
 use birkhoff_core::container::manifest::{Checksum, PartChecksums, element_type};
 use birkhoff_core::container::{self, Coding, Tensor, WriterOptions};
 use birkhoff_core::isa::Isa;
+use birkhoff_core::threads;
 use numpy::PyReadonlyArrayDyn;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::arrays;
 use crate::distortion::Distortion;
-use crate::environment::compute;
+use crate::environment::get_num_threads;
 use crate::errors::{Failure, Result};
 
 #[pyclass(frozen, module = "birkhoff._core")]
@@ -64,11 +64,13 @@ impl Writer {
         data: PyReadonlyArrayDyn<'_, u8>,
     ) -> Result<Distortion> {
         let data = arrays::contiguous(&data, "data")?;
-        let written: Option<birkhoff_core::Result<CoreDistortion>> = compute(py, |_| {
+        let threads = get_num_threads()?;
+        py.detach(|| {
+            // Locked here, not on the pool, where a thread could meet its own lock again.
             let writer = self.writer.read().unwrap_or_else(PoisonError::into_inner);
-            writer.as_ref().map(|writer| writer.write(name, data))
-        })?;
-        Ok(Distortion(written.ok_or_else(closed)??))
+            let writer = writer.as_ref().ok_or_else(closed)?;
+            Ok(Distortion(threads::install(threads, || writer.write(name, data))?))
+        })
     }
 
     fn finish(&self, py: Python<'_>) -> Result<u64> {

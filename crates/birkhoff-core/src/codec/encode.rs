@@ -4,7 +4,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::scale::{self, GROUP_SCALE, ScaleRefit};
-use super::shift::search::Search;
+use super::shift::search::{self, Search};
 use super::{Codec, Trajectory, int8, winding};
 use crate::decode;
 use crate::dtype::FloatSlice;
@@ -65,43 +65,6 @@ impl Distortion {
         self.signal += other.signal;
         self.noise += other.noise;
         self.max_error = self.max_error.max(other.max_error);
-    }
-
-    /// Adds the errors of one row, `scales` being its decoded scale in each group.
-    fn add_row(&mut self, weights: &[f32], values: &[i8], scales: impl Fn(usize) -> f32) {
-        let groups = weights.chunks(GROUP).zip(values.chunks(GROUP));
-        for (group, (weights, values)) in groups.enumerate() {
-            let scale = scales(group);
-            let [mut signal, mut noise, mut max_error] = [[0.0f64; LANES]; 3];
-            for_lanes(weights, values, |lane, weight, value| {
-                let error = f64::from(weight) - f64::from(scale * f32::from(value));
-                signal[lane] += f64::from(weight) * f64::from(weight);
-                noise[lane] += error * error;
-                max_error[lane] = max_error[lane].max(error.abs());
-            });
-            self.add(&Distortion {
-                signal: signal.iter().sum(),
-                noise: noise.iter().sum(),
-                max_error: max_error.into_iter().fold(0.0, f64::max),
-            });
-        }
-    }
-}
-
-/// Partial sums are kept in this many lanes: the same on every machine, and quick on most.
-const LANES: usize = 8;
-
-#[inline(always)]
-fn for_lanes(weights: &[f32], values: &[i8], mut visit: impl FnMut(usize, f32, i8)) {
-    let (weights, weights_rest) = weights.as_chunks::<LANES>();
-    let (values, values_rest) = values.as_chunks::<LANES>();
-    for (weights, values) in weights.iter().zip(values) {
-        for lane in 0..LANES {
-            visit(lane, weights[lane], values[lane]);
-        }
-    }
-    for (lane, (&weight, &value)) in weights_rest.iter().zip(values_rest).enumerate() {
-        visit(lane, weight, value);
     }
 }
 
@@ -212,10 +175,14 @@ impl MatrixView<'_> {
                     for row in 0..STRIP.min(layout.rows() - first) {
                         data.read((first + row) * layout.cols(), &mut weights);
                         layout::decoded_row(decoded, row, values);
-                        distortion.add_row(&weights, values, |group| {
-                            let exponent = layout::group_exponent(&exponents[group], row);
-                            row_scales[row] * GROUP_SCALE[usize::from(exponent)]
-                        });
+                        let group_scale = |group: usize| {
+                            GROUP_SCALE[usize::from(layout::group_exponent(&exponents[group], row))]
+                        };
+                        let products = Products::new(&weights, values, group_scale);
+                        let scale = row_scales[row];
+                        distortion.add(&products.distortion(scale));
+                        let of_row = max_error(&weights, values, scale, group_scale);
+                        distortion.max_error = distortion.max_error.max(of_row);
                     }
                     distortion
                 },
@@ -243,6 +210,8 @@ struct StripEncoder {
     exponents: Vec<u8>,
     /// Weights of a row in units of the curve, stream by stream.
     targets: [Vec<f32>; 2],
+    /// The same as the search takes them.
+    fixed_point: [Vec<i16>; 2],
     /// Fresh bits of each weight of a row, stream by stream.
     fresh: [Vec<u8>; 2],
     decoded: Vec<i8>,
@@ -260,6 +229,7 @@ impl StripEncoder {
             wanted: Vec::with_capacity(layout.groups()),
             exponents: vec![0; STRIP * layout.groups()],
             targets: [0, 1].map(|_| vec![0.0; padded / 2]),
+            fixed_point: [0, 1].map(|_| vec![0; padded / 2]),
             fresh: [0, 1].map(|_| vec![0; padded / 2]),
             decoded: vec![0; layout.blocks() * DECODED_BLOCK],
             values: vec![0; padded],
@@ -267,6 +237,8 @@ impl StripEncoder {
     }
 
     /// Encodes one strip; the error is the number of weights that are not finite.
+    ///
+    /// The arithmetic is the same for every instruction set, only wider.
     fn encode(
         &mut self,
         data: FloatSlice<'_>,
@@ -274,6 +246,46 @@ impl StripEncoder {
         codes: &mut [u8],
         row_scales: &mut [u8],
         exponents: &mut [u8],
+    ) -> Result<Distortion, usize> {
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,f16c")]
+        fn avx2(
+            encoder: &mut StripEncoder,
+            data: FloatSlice<'_>,
+            strip: usize,
+            parts: [&mut [u8]; 3],
+        ) -> Result<Distortion, usize> {
+            encoder.encode_with(data, strip, parts)
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+        fn avx512(
+            encoder: &mut StripEncoder,
+            data: FloatSlice<'_>,
+            strip: usize,
+            parts: [&mut [u8]; 3],
+        ) -> Result<Distortion, usize> {
+            encoder.encode_with(data, strip, parts)
+        }
+        let parts = [codes, row_scales, exponents];
+        assert!(self.options.isa.is_available(), "this CPU has no {}", self.options.isa);
+        match self.options.isa {
+            // SAFETY: the instruction set is available, as asserted.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { avx2(self, data, strip, parts) },
+            // SAFETY: the instruction set is available, as asserted.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { avx512(self, data, strip, parts) },
+            _ => self.encode_with(data, strip, parts),
+        }
+    }
+
+    #[inline(always)]
+    fn encode_with(
+        &mut self,
+        data: FloatSlice<'_>,
+        strip: usize,
+        [codes, row_scales, exponents]: [&mut [u8]; 3],
     ) -> Result<Distortion, usize> {
         let (cols, padded) = (self.layout.cols(), self.layout.padded_cols());
         let first = strip * STRIP;
@@ -300,29 +312,26 @@ impl StripEncoder {
         }
 
         // The rows as every decoder will see them.
-        decode::blocks(
-            self.options.isa,
-            self.layout.trajectory(),
-            codes,
-            0,
-            &mut self.decoded,
-        );
+        decode::blocks(self.options.isa, self.layout.trajectory(), codes, 0, &mut self.decoded);
         let mut distortion = Distortion::default();
         for (row, scale) in scales.iter().enumerate().take(rows) {
             layout::decoded_row(&self.decoded, row, &mut self.values);
             let weights = &self.weights[row * padded..][..cols];
             let exponents = &self.exponents[row * self.layout.groups()..];
             let group_scale = |group: usize| GROUP_SCALE[usize::from(exponents[group])];
-            let refit = refit(self.options.refit, *scale, weights, &self.values, group_scale);
-            row_scales[2 * row..][..2].copy_from_slice(&refit.to_le_bytes());
-            distortion.add_row(weights, &self.values, |group| {
-                refit.to_f32() * group_scale(group)
-            });
+            let products = Products::new(weights, &self.values, group_scale);
+            let scale = products.refit(self.options.refit).unwrap_or(*scale);
+            row_scales[2 * row..][..2].copy_from_slice(&scale.to_le_bytes());
+            let scale = scale.to_f32();
+            distortion.add(&products.distortion(scale));
+            let max_error = max_error(weights, &self.values, scale, group_scale);
+            distortion.max_error = distortion.max_error.max(max_error);
         }
         Ok(distortion)
     }
 
     /// Chooses the scales of a row and writes its codes; returns the row scale before the refit.
+    #[inline(always)]
     fn encode_row(&mut self, row: usize, codes: &mut [u8]) -> bf16 {
         let (cols, padded) = (self.layout.cols(), self.layout.padded_cols());
         let groups = self.layout.groups();
@@ -357,7 +366,13 @@ impl StripEncoder {
                 winding::nearest(bits, targets[1], fresh_1);
             }
             Trajectory::Shift(bits) => {
-                self.search.closed_orbits(self.options.isa, bits, targets, [fresh_0, fresh_1]);
+                for (fixed, targets) in self.fixed_point.iter_mut().zip(targets) {
+                    for (fixed, &target) in fixed.iter_mut().zip(targets) {
+                        *fixed = search::fixed_point(bits, target);
+                    }
+                }
+                let fixed = [&self.fixed_point[0][..], &self.fixed_point[1][..]];
+                self.search.closed_orbits(self.options.isa, bits, fixed, [fresh_0, fresh_1]);
             }
         }
         pack(trajectory.bits(), &self.fresh, row, codes);
@@ -366,14 +381,15 @@ impl StripEncoder {
 }
 
 /// Writes the bits of a row's two streams, most significant first, to its words.
+#[inline(always)]
 fn pack(bits: u32, fresh: &[Vec<u8>; 2], row: usize, codes: &mut [u8]) {
     let block_len = bits as usize * (DECODED_BLOCK / 8);
     for (stream, fresh) in fresh.iter().enumerate() {
         let blocks = fresh.as_chunks::<STREAM>().0.iter().zip(codes.chunks_exact_mut(block_len));
         for (fresh, codes) in blocks {
-            let number = fresh.iter().fold(0u128, |number, &bits_of_weight| {
-                number << bits | u128::from(bits_of_weight)
-            });
+            let number = fresh
+                .iter()
+                .fold(0u128, |number, &bits_of_weight| number << bits | u128::from(bits_of_weight));
             for word in 0..bits as usize {
                 let value = (number >> (16 * (bits as usize - 1 - word))) as u16;
                 let at = layout::word_offset(word, row, stream);
@@ -383,33 +399,93 @@ fn pack(bits: u32, fresh: &[Vec<u8>; 2], row: usize, codes: &mut [u8]) {
     }
 }
 
-/// The row scale after the search.
-fn refit(
-    refit: ScaleRefit,
-    scale: bf16,
+/// Partial sums are kept in this many lanes: the same on every machine, and quick on most.
+const LANES: usize = 16;
+
+/// Inner products of a row's weights `w` and values under their group scales `q`.
+struct Products {
+    ww: f64,
+    wq: f64,
+    qq: f64,
+}
+
+impl Products {
+    #[inline(always)]
+    fn new(weights: &[f32], values: &[i8], group_scale: impl Fn(usize) -> f32) -> Products {
+        let mut products = Products { ww: 0.0, wq: 0.0, qq: 0.0 };
+        for (group, (weights, values)) in
+            weights.chunks(GROUP).zip(values.chunks(GROUP)).enumerate()
+        {
+            let values = &values[..weights.len()];
+            let [mut ww, mut wq, mut qq] = [[0.0f64; LANES]; 3];
+            let mut add = |weights: &[f32; LANES], values: &[i8; LANES]| {
+                let weights = weights.map(f64::from);
+                let values = values.map(f64::from);
+                for lane in 0..LANES {
+                    ww[lane] += weights[lane] * weights[lane];
+                }
+                for lane in 0..LANES {
+                    wq[lane] += weights[lane] * values[lane];
+                }
+                for lane in 0..LANES {
+                    qq[lane] += values[lane] * values[lane];
+                }
+            };
+            let (weights, weights_rest) = weights.as_chunks::<LANES>();
+            let (values, values_rest) = values.as_chunks::<LANES>();
+            for (weights, values) in weights.iter().zip(values) {
+                add(weights, values);
+            }
+            if !weights_rest.is_empty() {
+                let (mut weights, mut values) = ([0.0; LANES], [0; LANES]);
+                weights[..weights_rest.len()].copy_from_slice(weights_rest);
+                values[..values_rest.len()].copy_from_slice(values_rest);
+                add(&weights, &values);
+            }
+            let scale = f64::from(group_scale(group));
+            products.ww += ww.iter().sum::<f64>();
+            products.wq += wq.iter().sum::<f64>() * scale;
+            products.qq += qq.iter().sum::<f64>() * scale * scale;
+        }
+        products
+    }
+
+    /// The row scale that fits best; none where the values point away from the weights, as those of
+    /// a few tiny weights may.
+    fn refit(&self, refit: ScaleRefit) -> Option<bf16> {
+        let scale = match refit {
+            ScaleRefit::Unbiased => self.ww / self.wq,
+            ScaleRefit::LeastSquares => self.wq / self.qq,
+        };
+        (self.wq > 0.0).then(|| bf16::from_f64(scale.min(f64::from(LARGEST_SCALE))))
+    }
+
+    /// Signal and noise under a row scale; the largest error is not known here.
+    fn distortion(&self, scale: f32) -> Distortion {
+        let scale = f64::from(scale);
+        let noise = self.ww - 2.0 * scale * self.wq + scale * scale * self.qq;
+        // What is below the rounding of the sums is nothing.
+        let noise = if noise > self.ww * 1e-14 { noise } else { 0.0 };
+        Distortion { signal: self.ww, noise, max_error: 0.0 }
+    }
+}
+
+/// The largest error of a weight of a row.
+#[inline(always)]
+fn max_error(
     weights: &[f32],
     values: &[i8],
+    scale: f32,
     group_scale: impl Fn(usize) -> f32,
-) -> bf16 {
-    let (mut ww, mut wq, mut qq) = (0.0f64, 0.0f64, 0.0f64);
+) -> f64 {
+    let mut largest = [0.0f32; LANES];
     for (group, (weights, values)) in weights.chunks(GROUP).zip(values.chunks(GROUP)).enumerate() {
-        let [mut lanes_ww, mut lanes_wq, mut lanes_qq] = [[0.0f64; LANES]; 3];
-        for_lanes(weights, values, |lane, weight, value| {
-            let (weight, value) = (f64::from(weight), f64::from(value));
-            lanes_ww[lane] += weight * weight;
-            lanes_wq[lane] += weight * value;
-            lanes_qq[lane] += value * value;
-        });
-        let scale = f64::from(group_scale(group));
-        ww += lanes_ww.iter().sum::<f64>();
-        wq += lanes_wq.iter().sum::<f64>() * scale;
-        qq += lanes_qq.iter().sum::<f64>() * scale * scale;
+        let scale = scale * group_scale(group);
+        for (weights, values) in weights.chunks(LANES).zip(values.chunks(LANES)) {
+            for (lane, (weight, &value)) in weights.iter().zip(values).enumerate() {
+                largest[lane] = largest[lane].max((weight - scale * f32::from(value)).abs());
+            }
+        }
     }
-    // A row that points away from its weights, as a few tiny ones may, keeps its first scale.
-    let best = match refit {
-        _ if wq <= 0.0 => scale.to_f64(),
-        ScaleRefit::Unbiased => ww / wq,
-        ScaleRefit::LeastSquares => wq / qq,
-    };
-    bf16::from_f64(best.min(f64::from(LARGEST_SCALE)))
+    f64::from(largest.into_iter().fold(0.0, f32::max))
 }

@@ -3,6 +3,7 @@
 use crate::layout::{self, BLOCK, DECODED_BLOCK, STREAM};
 
 /// Rounds the two streams of a row, in units of the curve, and writes them to its code bytes.
+#[inline(always)]
 pub(super) fn encode_row(targets: [&[f32]; 2], row: usize, codes: &mut [u8]) {
     for (block, codes) in codes.chunks_exact_mut(DECODED_BLOCK).enumerate() {
         for col in 0..BLOCK {

@@ -18,7 +18,7 @@ pub const fn generator(bits: u32) -> u16 {
 
 /// How weight `index` of a block of a stream is read.
 pub(super) const fn tap(bits: u32, index: u32) -> Tap {
-    let coordinate = if index % 2 == 0 { 1 } else { generator(bits) };
+    let coordinate = if index.is_multiple_of(2) { 1 } else { generator(bits) };
     Tap { end: (index / 2 + 1) * 2 * bits, multiplier: coordinate << (16 - 2 * bits) }
 }
 

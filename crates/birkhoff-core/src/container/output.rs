@@ -1,6 +1,6 @@
 //! A file that appears under its name complete or not at all.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -24,25 +24,31 @@ impl OutputFile {
     /// file can be made in its folder.
     pub(super) fn create(path: &Path, overwrite: bool) -> Result<OutputFile> {
         let error = |path: &Path, source| Error::Io { path: path.to_owned(), source };
+        let refused = |kind, reason: &str| Err(error(path, io::Error::new(kind, reason)));
         let path = match fs::metadata(path) {
             Ok(found) if found.is_dir() => {
-                return Err(error(path, io::ErrorKind::IsADirectory.into()));
+                return refused(io::ErrorKind::IsADirectory, "this is a folder, not a file");
             }
-            Ok(_) if !overwrite => return Err(error(path, io::ErrorKind::AlreadyExists.into())),
             Ok(found) if !found.is_file() => {
-                let reason = io::Error::other("this is not a regular file; choose another output");
-                return Err(error(path, reason));
+                return refused(io::ErrorKind::Other, "this is not a regular file");
+            }
+            Ok(_) if !overwrite => {
+                return refused(
+                    io::ErrorKind::AlreadyExists,
+                    "the file exists already; choose another output or have it overwritten",
+                );
             }
             // A link keeps pointing to what is overwritten.
             Ok(_) => fs::canonicalize(path).map_err(|source| error(path, source))?,
             Err(_) => path.to_owned(),
         };
         let folder = folder(&path);
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".birkhoff-").suffix(".tmp");
-        #[cfg(unix)]
-        builder.permissions(<Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
-        let file = builder.tempfile_in(folder).map_err(|source| error(folder, system(source)))?;
+        // Opened here and not by `tempfile`, which would keep the file from all other users.
+        let file = tempfile::Builder::new()
+            .prefix(".birkhoff-")
+            .suffix(".tmp")
+            .make_in(folder, File::create_new)
+            .map_err(|source| error(folder, source))?;
         Ok(OutputFile { file, path, overwrite })
     }
 
@@ -65,7 +71,7 @@ impl OutputFile {
     /// [`Error::Io`]; nothing is left behind then.
     pub(super) fn commit(self) -> Result<()> {
         let OutputFile { file, path, overwrite } = self;
-        let error = |source| Error::Io { path: path.clone(), source: system(source) };
+        let error = |source| Error::Io { path: path.clone(), source };
         file.as_file().sync_all().map_err(error)?;
         let renamed = if overwrite { file.persist(&path) } else { file.persist_noclobber(&path) };
         renamed.map_err(|failed| error(failed.error))?;
@@ -85,15 +91,6 @@ fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
-    }
-}
-
-/// The system's own error, where `tempfile` has wrapped it with the temporary name.
-fn system(error: io::Error) -> io::Error {
-    let inner = error.get_ref().and_then(|wrapper| wrapper.source());
-    match inner.and_then(|inner| inner.downcast_ref::<io::Error>()?.raw_os_error()) {
-        Some(code) => io::Error::from_raw_os_error(code),
-        None => error,
     }
 }
 

@@ -49,7 +49,8 @@ impl File {
         let format_error = |reason| Error::Format { path: path.to_owned(), reason };
         let found = fs::metadata(path).map_err(io_error)?;
         if found.is_dir() {
-            return Err(io_error(io::ErrorKind::IsADirectory.into()));
+            let reason = "this is a folder, not a safetensors file";
+            return Err(io_error(io::Error::new(io::ErrorKind::IsADirectory, reason)));
         }
         if !found.is_file() {
             return Err(format_error("this is not a regular file".to_owned()));

@@ -18,7 +18,7 @@ use crate::codec::curve::CURVE;
 use crate::isa::Isa;
 
 /// Weights on either side of the seam that decide the class there.
-const SEAM: usize = 16;
+const SEAM: usize = 32;
 /// Steps between subtractions of the least metric.
 const RENORMALISE: usize = 4;
 /// Metric of the classes that a path may not start in, before the shift by `DECISION_BITS`.
@@ -97,7 +97,6 @@ struct Stream {
     metrics: Metrics,
     /// Class of the first metric.
     rotation: u8,
-    targets: Vec<i16>,
     /// First place of the window, each step.
     first: Vec<u8>,
     decisions: Vec<Decisions>,
@@ -108,14 +107,13 @@ impl Stream {
         Stream {
             metrics: Metrics([0; CLASSES + WIDEST]),
             rotation: 0,
-            targets: Vec::new(),
             first: Vec::new(),
             decisions: Vec::new(),
         }
     }
 
-    /// Prepares for a search over `targets` weights, from a class or from any.
-    fn start(&mut self, start: Option<u8>, bits: u32) {
+    /// Prepares for a search of so many steps, from a class or from any.
+    fn start(&mut self, start: Option<u8>, bits: u32, steps: usize) {
         let others = if start.is_some() { FORBIDDEN << candidates(bits).ilog2() } else { 0 };
         self.metrics.0.fill(others);
         if let Some(class) = start {
@@ -125,7 +123,6 @@ impl Stream {
             }
         }
         self.rotation = 0;
-        let steps = self.targets.len();
         self.first.resize(steps, 0);
         self.decisions.resize(steps, Decisions([0; DECISION_WORDS]));
     }
@@ -152,7 +149,7 @@ impl Default for Search {
 impl Search {
     /// The fresh bits of each weight along closed orbits near the two streams of a row.
     ///
-    /// `targets` are weights in units of the curve, both of the same length, a multiple of 16.
+    /// `targets` are weights as [`fixed_point`] gives them, both of the same length.
     ///
     /// # Panics
     /// If the lengths differ, or `isa` is not available.
@@ -160,67 +157,64 @@ impl Search {
         &mut self,
         isa: Isa,
         bits: u32,
-        targets: [&[f32]; 2],
+        targets: [&[i16]; 2],
         fresh: [&mut [u8]; 2],
     ) {
         assert!(isa.is_available(), "this CPU has no {isa}");
         let steps = targets[0].len();
         assert!([targets[1].len(), fresh[0].len(), fresh[1].len()] == [steps; 3]);
-        if steps == 0 {
-            return;
-        }
         let kernel = Kernel::select(isa, bits);
 
         // Round the seam: the last weights, then the first ones, with open ends.
-        let before = SEAM.min(steps);
-        for (stream, targets) in self.streams.iter_mut().zip(targets) {
-            stream.targets.clear();
-            let seam = targets[steps - before..].iter().chain(&targets[..before]);
-            stream.targets.extend(seam.map(|&target| fixed_point(bits, target)));
-            stream.start(None, bits);
+        let side = SEAM.min(steps);
+        let mut seam = [[0; 2 * SEAM]; 2];
+        for ((stream, seam), targets) in self.streams.iter_mut().zip(&mut seam).zip(targets) {
+            seam[..side].copy_from_slice(&targets[steps - side..]);
+            seam[side..2 * side].copy_from_slice(&targets[..side]);
+            stream.start(None, bits, 2 * side);
         }
         // SAFETY: `isa` is available, so the CPU has what `kernel` needs.
-        unsafe { (kernel.forward)(&mut self.streams) };
-        let seam = [0, 1].map(|i| {
-            let stream = &self.streams[i];
-            kernel.trace(stream, stream.best_class(), before, |_, _| ())
-        });
+        unsafe {
+            (kernel.forward)(&mut self.streams, [&seam[0][..2 * side], &seam[1][..2 * side]])
+        };
+        let ends = [self.streams[0].best_class(), self.streams[1].best_class()];
+        let [after_0, after_1] = &mut [[0; SEAM]; 2];
+        let after = [&mut after_0[..side], &mut after_1[..side]];
+        let classes = (kernel.trace)(&self.streams, ends, after);
 
-        for ((stream, targets), class) in self.streams.iter_mut().zip(targets).zip(seam) {
-            stream.targets.clear();
-            stream.targets.extend(targets.iter().map(|&target| fixed_point(bits, target)));
-            stream.start(Some(class), bits);
+        for (stream, class) in self.streams.iter_mut().zip(classes) {
+            stream.start(Some(class), bits, steps);
         }
         // SAFETY: as above.
-        unsafe { (kernel.forward)(&mut self.streams) };
-        for ((stream, fresh), class) in self.streams.iter().zip(fresh).zip(seam) {
-            kernel.trace(stream, class, 0, |step, bits| fresh[step] = bits);
-        }
+        unsafe { (kernel.forward)(&mut self.streams, targets) };
+        (kernel.trace)(&self.streams, classes, fresh);
     }
 }
 
-/// A target in fixed point.
-fn fixed_point(bits: u32, target: f32) -> i16 {
+/// A weight, in units of the curve, as the fixed-point number that the search works on.
+#[inline(always)]
+pub fn fixed_point(bits: u32, weight: f32) -> i16 {
     let largest = f32::from(LARGEST_TARGET);
-    let scaled = target.clamp(-largest, largest) * f32::from(steps_per_unit(bits));
-    // Half away from zero, by truncation: one instruction everywhere.
-    (scaled + 0.5f32.copysign(scaled)) as i16
+    let scaled = weight.clamp(-largest, largest) * f32::from(steps_per_unit(bits));
+    // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the low bits.
+    (scaled + 12_582_912.0).to_bits() as i16
 }
 
 /// The search for an instruction set and a rate.
+#[derive(Clone, Copy)]
 struct Kernel {
-    forward: unsafe fn(&mut [Stream; 2]),
-    /// Lanes of the vectors that wrote the decisions.
-    lanes: usize,
-    bits: u32,
+    forward: unsafe fn(&mut [Stream; 2], [&[i16]; 2]),
+    trace: Trace,
 }
+
+type Trace = fn(&[Stream; 2], [u8; 2], [&mut [u8]; 2]) -> [u8; 2];
 
 impl Kernel {
     fn select(isa: Isa, bits: u32) -> Kernel {
         macro_rules! kernel {
             ($forward:ident, $lanes:literal, $($rate:literal)*) => {
                 match bits {
-                    $($rate => Kernel { forward: $forward::<$rate>, lanes: $lanes, bits },)*
+                    $($rate => Kernel { forward: $forward::<$rate>, trace: trace::<$rate, $lanes> },)*
                     _ => panic!("the shift map has no {bits}-bit rate"),
                 }
             };
@@ -228,77 +222,74 @@ impl Kernel {
         match isa {
             // At 6 bits a window has only 16 places: narrower vectors fit it.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 if bits < 6 => kernel!(avx512, 32, 2 3 4 5),
+            Isa::Avx512 if bits == 6 => kernel!(avx512vl, 16, 6),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx2 => kernel!(avx2, 16, 2 3 4 5 6),
+            Isa::Avx512 => kernel!(avx512, 32, 2 3 4 5),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => kernel!(avx2, 16, 2 3 4 5 6),
             _ => kernel!(portable, 16, 2 3 4 5 6),
-        }
-    }
-
-    /// Follows the decisions back from `class` after the last step; calls `visit(step, fresh bits)`
-    /// for each step from the last down to `until`, and returns the class before that one.
-    fn trace(
-        &self,
-        stream: &Stream,
-        class: u8,
-        until: usize,
-        visit: impl FnMut(usize, u8),
-    ) -> u8 {
-        match self.bits {
-            2 => trace::<2>(stream, self.lanes, class, until, visit),
-            3 => trace::<3>(stream, self.lanes, class, until, visit),
-            4 => trace::<4>(stream, self.lanes, class, until, visit),
-            5 => trace::<5>(stream, self.lanes, class, until, visit),
-            _ => trace::<6>(stream, self.lanes, class, until, visit),
         }
     }
 }
 
-#[inline(always)]
-fn trace<const BITS: u32>(
-    stream: &Stream,
-    lanes: usize,
-    class: u8,
-    until: usize,
-    mut visit: impl FnMut(usize, u8),
-) -> u8 {
-    let decision_bits = candidates(BITS).ilog2() as usize;
+/// Follows the decisions back from a class of each stream after its last step; writes the fresh bits
+/// of the last steps, as many as `fresh` holds, and returns the classes before them.
+///
+/// `LANES` is the width of the vectors that wrote the decisions.
+fn trace<const BITS: u32, const LANES: usize>(
+    streams: &[Stream; 2],
+    mut classes: [u8; 2],
+    fresh: [&mut [u8]; 2],
+) -> [u8; 2] {
+    let decision_bits = const { candidates(BITS).ilog2() as usize };
     let per_word = 16 / decision_bits;
-    let mut class = class;
-    for step in (until..stream.first.len()).rev() {
-        let first = stream.first[step];
-        // Where the class stands in the order of this step's window.
-        let index = usize::from(class.wrapping_sub(first << BITS));
-        let (vector, lane) = (index / lanes, index % lanes);
-        let word = stream.decisions[step].0[vector / per_word * lanes + lane];
-        let candidate = usize::from(word) >> (vector % per_word * decision_bits)
-            & (candidates(BITS) - 1);
-        let residue = index & (Trellis::<BITS>::RESIDUES - 1);
-        visit(step, Trellis::<BITS>::FRESH[residue]);
-        let place = first
-            .wrapping_add((candidate * Trellis::<BITS>::PLACES + (index >> BITS)) as u8);
-        class = place.wrapping_sub(Trellis::<BITS>::OFFSET[residue]);
+    let count = fresh[0].len();
+    let steps = streams[0].first.len();
+    // Each step waits for the one before, so the streams take turns.
+    for step in (0..count).rev() {
+        for i in 0..2 {
+            let first = streams[i].first[steps - count + step];
+            // Where the class stands in the order of this step's window.
+            let index = usize::from(classes[i].wrapping_sub(first << BITS));
+            let (vector, lane) = (index / LANES, index % LANES);
+            let word =
+                streams[i].decisions[steps - count + step].0[vector / per_word * LANES + lane];
+            let candidate =
+                usize::from(word) >> (vector % per_word * decision_bits) & (candidates(BITS) - 1);
+            let residue = index & (Trellis::<BITS>::RESIDUES - 1);
+            fresh[i][step] = Trellis::<BITS>::FRESH[residue];
+            let place = candidate * Trellis::<BITS>::PLACES + (index >> BITS);
+            classes[i] =
+                first.wrapping_add(place as u8).wrapping_sub(Trellis::<BITS>::OFFSET[residue]);
+        }
     }
-    class
+    classes
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn avx512<const BITS: u32>(streams: &mut [Stream; 2]) {
+unsafe fn avx512<const BITS: u32>(streams: &mut [Stream; 2], targets: [&[i16]; 2]) {
     // SAFETY: this function enables what these lanes need; 8 vectors of 32 lanes are the classes.
-    unsafe { forward::<super::lanes::avx512::Avx512, BITS, 8>(streams) }
+    unsafe { forward::<super::lanes::avx512::Avx512, BITS, 8>(streams, targets) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+unsafe fn avx512vl<const BITS: u32>(streams: &mut [Stream; 2], targets: [&[i16]; 2]) {
+    // SAFETY: this function enables what these lanes need; 16 vectors of 16 lanes are the classes.
+    unsafe { forward::<super::lanes::avx2::Avx2<true>, BITS, 16>(streams, targets) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-unsafe fn avx2<const BITS: u32>(streams: &mut [Stream; 2]) {
+unsafe fn avx2<const BITS: u32>(streams: &mut [Stream; 2], targets: [&[i16]; 2]) {
     // SAFETY: this function enables what these lanes need; 16 vectors of 16 lanes are the classes.
-    unsafe { forward::<super::lanes::avx2::Avx2, BITS, 16>(streams) }
+    unsafe { forward::<super::lanes::avx2::Avx2<false>, BITS, 16>(streams, targets) }
 }
 
-unsafe fn portable<const BITS: u32>(streams: &mut [Stream; 2]) {
+unsafe fn portable<const BITS: u32>(streams: &mut [Stream; 2], targets: [&[i16]; 2]) {
     // SAFETY: these lanes need nothing; 16 vectors of 16 lanes are the classes.
-    unsafe { forward::<Portable, BITS, 16>(streams) }
+    unsafe { forward::<Portable, BITS, 16>(streams, targets) }
 }
 
 /// All steps of both streams, in turn.
@@ -306,13 +297,16 @@ unsafe fn portable<const BITS: u32>(streams: &mut [Stream; 2]) {
 /// # Safety
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
-unsafe fn forward<V: Lanes, const BITS: u32, const VECTORS: usize>(streams: &mut [Stream; 2]) {
+unsafe fn forward<V: Lanes, const BITS: u32, const VECTORS: usize>(
+    streams: &mut [Stream; 2],
+    targets: [&[i16]; 2],
+) {
     let tables = &TABLES[BITS as usize - 2];
     let zero = i32::from(LARGEST_TARGET) * i32::from(steps_per_unit(BITS));
-    for i in 0..streams[0].targets.len() {
+    for i in 0..targets[0].len() {
         let renormalise = i % RENORMALISE == RENORMALISE - 1;
-        for stream in &mut *streams {
-            let target = stream.targets[i];
+        for (stream, targets) in streams.iter_mut().zip(targets) {
+            let target = targets[i];
             let first = tables.first[(i32::from(target) + zero) as usize];
             stream.first[i] = first;
             let window = tables.curve[usize::from(first)..].first_chunk().expect("is padded");
@@ -471,7 +465,8 @@ unsafe fn step<V: Lanes, const BITS: u32, const VECTORS: usize>(
             let mut word = V::splat(0);
             for &winner in group.iter().rev() {
                 let number = winner.and(decision);
-                word = if decision_bits == 1 { word.shl::<1>() } else { word.shl::<2>() }.or(number);
+                word =
+                    if decision_bits == 1 { word.shl::<1>() } else { word.shl::<2>() }.or(number);
             }
             word.store(decisions.0.as_mut_ptr().add(i * V::N));
         }

@@ -13,7 +13,7 @@ pub fn best_path(bits: u32, targets: &[f32]) -> (Vec<u8>, f64) {
     let states = 1usize << window;
     let branches = 1usize << bits;
     let g = usize::from(generator(bits));
-    let value = |theta: usize| f32::from(CURVE[(theta * g & (states - 1)) >> bits]);
+    let value = |theta: usize| f32::from(CURVE[((theta * g) & (states - 1)) >> bits]);
 
     // cost[theta]: least error of a path that ends at theta.
     let mut cost = vec![0.0f32; states];

@@ -1,15 +1,33 @@
-//! Sixteen lanes in a 256-bit register.
+//! Sixteen lanes in a 256-bit register, with or without the permutations of AVX-512.
 
 use std::arch::x86_64::*;
 
 use super::Lanes;
 
-/// Sixteen lanes of u16.
+/// Sixteen lanes of u16; `VL` says that the CPU also has AVX-512 BW and VL.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2(__m256i);
+pub(crate) struct Avx2<const VL: bool>(__m256i);
 
-// SAFETY (all blocks below): the caller guarantees a CPU with AVX2, and valid pointers.
-impl Lanes for Avx2 {
+#[repr(C, align(32))]
+struct Indices([u16; 16]);
+
+/// Which lane of (first, second) each lane of an interleaved half takes.
+const fn interleaved(half: u16) -> Indices {
+    let mut indices = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        indices[i as usize] = (i & 1) * 16 + i / 2 + half * 8;
+        i += 1;
+    }
+    Indices(indices)
+}
+
+static FIRST: Indices = interleaved(0);
+static SECOND: Indices = interleaved(1);
+
+// SAFETY (all blocks below): the caller guarantees a CPU with AVX2, and with AVX-512 BW and VL where
+// `VL` says so, and valid pointers.
+impl<const VL: bool> Lanes for Avx2<VL> {
     const N: usize = 16;
 
     #[inline(always)]
@@ -92,8 +110,16 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     unsafe fn interleave(self, other: Self) -> (Self, Self) {
-        // SAFETY: see above.
+        // SAFETY: see above; the indices are 32 aligned bytes each.
         unsafe {
+            if VL {
+                let first = _mm256_load_si256((&raw const FIRST).cast());
+                let second = _mm256_load_si256((&raw const SECOND).cast());
+                return (
+                    Avx2(_mm256_permutex2var_epi16(self.0, first, other.0)),
+                    Avx2(_mm256_permutex2var_epi16(self.0, second, other.0)),
+                );
+            }
             let low = _mm256_unpacklo_epi16(self.0, other.0);
             let high = _mm256_unpackhi_epi16(self.0, other.0);
             (

@@ -128,10 +128,8 @@ impl Lanes for Avx512 {
                 _mm512_castsi512_si256(self.0),
                 _mm512_extracti64x4_epi64::<1>(self.0),
             );
-            let quarter = _mm_min_epu16(
-                _mm256_castsi256_si128(half),
-                _mm256_extracti128_si256::<1>(half),
-            );
+            let quarter =
+                _mm_min_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
             _mm_cvtsi128_si32(_mm_minpos_epu16(quarter)) as u16
         }
     }

@@ -86,7 +86,7 @@ impl Lanes for Portable {
 
     #[inline(always)]
     unsafe fn interleave(self, other: Self) -> (Self, Self) {
-        let lane = |i: usize| if i % 2 == 0 { self.0[i / 2] } else { other.0[i / 2] };
+        let lane = |i: usize| if i.is_multiple_of(2) { self.0[i / 2] } else { other.0[i / 2] };
         (Portable(std::array::from_fn(lane)), Portable(std::array::from_fn(|i| lane(i + 16))))
     }
 
