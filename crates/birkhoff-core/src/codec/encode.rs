@@ -194,9 +194,6 @@ impl MatrixView<'_> {
     }
 }
 
-/// The largest row scale whose largest weight is a finite f32.
-const LARGEST_SCALE: f32 = f32::MAX / 128.0;
-
 /// Encodes strips; keeps its memory from one to the next.
 struct StripEncoder {
     layout: Layout,
@@ -320,7 +317,9 @@ impl StripEncoder {
             let exponents = &self.exponents[row * self.layout.groups()..];
             let group_scale = |group: usize| GROUP_SCALE[usize::from(exponents[group])];
             let products = Products::new(weights, &self.values, group_scale);
-            let scale = products.refit(self.options.refit).unwrap_or(*scale);
+            // A row that is stored as zero stays so.
+            let refit = products.refit(self.options.refit).filter(|_| *scale != bf16::ZERO);
+            let scale = refit.unwrap_or(*scale);
             row_scales[2 * row..][..2].copy_from_slice(&scale.to_le_bytes());
             let scale = scale.to_f32();
             distortion.add(&products.distortion(scale));
@@ -453,11 +452,11 @@ impl Products {
     /// The row scale that fits best; none where the values point away from the weights, as those of
     /// a few tiny weights may.
     fn refit(&self, refit: ScaleRefit) -> Option<bf16> {
-        let scale = match refit {
+        let best = match refit {
             ScaleRefit::Unbiased => self.ww / self.wq,
             ScaleRefit::LeastSquares => self.wq / self.qq,
         };
-        (self.wq > 0.0).then(|| bf16::from_f64(scale.min(f64::from(LARGEST_SCALE))))
+        (self.wq > 0.0).then(|| bf16::from_f64(best.min(f64::from(scale::LARGEST))))
     }
 
     /// Signal and noise under a row scale; the largest error is not known here.

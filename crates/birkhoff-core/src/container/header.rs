@@ -122,7 +122,10 @@ pub(super) fn parse(file: &[u8]) -> Result<(Metadata, Range<usize>), String> {
         return Err("this is not a safetensors file".to_owned());
     }
     let json = usize::try_from(len).ok().and_then(|len| rest.get(..len)).ok_or_else(|| {
-        format!("the file is cut short: its header has {len} bytes, of which {} are here", rest.len())
+        format!(
+            "the file is cut short: its header has {len} bytes, of which {} are here",
+            rest.len()
+        )
     })?;
     let metadata: Metadata = serde_json::from_slice(json)
         .map_err(|error| format!("the safetensors header is damaged: {error}"))?;

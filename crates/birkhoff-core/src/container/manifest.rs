@@ -210,10 +210,8 @@ impl Tensor {
                     return Err(self.error(format!("{} tensors cannot be coded", self.dtype)));
                 }
                 if rows.checked_mul(*cols) != Some(self.elements()?) {
-                    return Err(self.error(format!(
-                        "shape {:?} is no matrix of {rows} x {cols}",
-                        self.shape
-                    )));
+                    return Err(self
+                        .error(format!("shape {:?} is no matrix of {rows} x {cols}", self.shape)));
                 }
                 let layout = self.layout()?.expect("it is coded");
                 let (strips, bits) = (layout.strips(), layout.trajectory().bits() as usize);
@@ -230,9 +228,7 @@ impl Tensor {
             }
             &Coding::Stored { dtype, .. } => {
                 if dtype != self.dtype && !(is_float(dtype) && is_float(self.dtype)) {
-                    return Err(
-                        self.error(format!("{} cannot be stored as {dtype}", self.dtype))
-                    );
+                    return Err(self.error(format!("{} cannot be stored as {dtype}", self.dtype)));
                 }
                 self.len_as(dtype)?;
                 Ok(vec![StoredTensor {

@@ -204,9 +204,8 @@ impl File {
             if Checksum::of(&self.map[self.range(stored_name)]) == checksum {
                 return Ok(());
             }
-            Err(holder.error(format!(
-                "the data of {stored_name:?} are damaged: their checksum is wrong"
-            )))
+            Err(holder
+                .error(format!("the data of {stored_name:?} are damaged: their checksum is wrong")))
         };
         match &holder.coding {
             Coding::Coded { checksums, .. } => {
@@ -227,7 +226,8 @@ impl File {
     /// that are no floats differ.
     pub fn compare(&self, isa: Isa, name: &str, data: &[u8], dtype: Dtype) -> Result<Distortion> {
         let holder = self.holder(name)?;
-        let named = |error: Error| Error::Tensor { name: name.to_owned(), reason: error.to_string() };
+        let named =
+            |error: Error| Error::Tensor { name: name.to_owned(), reason: error.to_string() };
         let original = float_dtype(dtype);
         let same_kind = dtype == holder.dtype || original.zip(float_dtype(holder.dtype)).is_some();
         let elements = Tensor { dtype, ..holder.clone() }.original_len()?;

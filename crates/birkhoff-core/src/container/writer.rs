@@ -86,7 +86,8 @@ impl Writer {
     /// [`Error::Tensor`] if it is not in the plan, already written, tied, of another size or not
     /// finite; [`Error::Io`]. After an error the tensor may be written again.
     pub fn write(&self, name: &str, data: &[u8]) -> Result<Distortion> {
-        let error = |reason: &str| Error::Tensor { name: name.to_owned(), reason: reason.to_owned() };
+        let error =
+            |reason: &str| Error::Tensor { name: name.to_owned(), reason: reason.to_owned() };
         let &index = self.by_name.get(name).ok_or_else(|| error("it is not in the plan"))?;
         let tensor = &self.plan[index];
         if matches!(tensor.coding, Coding::Tied { .. }) {
