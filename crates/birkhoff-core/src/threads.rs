@@ -1,5 +1,7 @@
 //! How many threads are used, and the pools they come from.
 
+pub(crate) mod team;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
