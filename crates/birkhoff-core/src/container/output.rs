@@ -47,7 +47,7 @@ impl OutputFile {
         let file = tempfile::Builder::new()
             .prefix(".birkhoff-")
             .suffix(".tmp")
-            .make_in(folder, File::create_new)
+            .make_in(folder, |path| File::create_new(path))
             .map_err(|source| error(folder, source))?;
         Ok(OutputFile { file, path, overwrite })
     }
