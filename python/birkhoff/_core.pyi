@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "BorrowedMatrix",
     "BirkhoffError",
+    "BorrowedMatrix",
     "Distortion",
     "Entry",
     "File",

@@ -168,9 +168,7 @@ def _linear_cpu(
     codec: str,
     precision: str,
 ) -> Tensor:
-    weight = CodedWeight(
-        codes, row_scales, group_exponents, out_features, in_features, bits, codec
-    )
+    weight = CodedWeight(codes, row_scales, group_exponents, out_features, in_features, bits, codec)
     return weight.linear(x, bias, precision)
 
 
