@@ -343,9 +343,9 @@ class File:
     ) -> int:
         """Write an ordinary safetensors file; return its bytes.
 
-        Names, shapes and dtypes are those of the original, tied tensors become copies. Checksums are
-        checked on the way. `progress` is called with the name of each tensor after it; if it raises,
-        or on any other error, nothing is left behind.
+        Names, shapes and dtypes are those of the original, tied tensors become copies. Checksums
+        are checked on the way. `progress` is called with the name of each tensor after it; if it
+        raises, or on any other error, nothing is left behind.
         """
 
 @final

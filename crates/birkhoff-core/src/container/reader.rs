@@ -155,23 +155,28 @@ impl File {
 
     /// A coded tensor (or one tied to it) as a matrix on the memory map.
     ///
-    /// Codes that do not start on a cache line, as in a file that another program has rewritten, are
-    /// copied.
+    /// Parts that are not aligned, as in a file that another program has rewritten, are copied.
     ///
     /// # Errors
     /// [`Error::Tensor`] if there is none, or it is not coded.
     pub fn matrix(&self, name: &str) -> Result<HyperMatrix> {
         let holder = self.holder(name)?;
         let layout = holder.layout()?.ok_or_else(|| holder.error("it is not coded".to_owned()))?;
-        let [codes, row_scales, group_exponents] = part_names(&holder.name).map(|part| {
-            let range = self.range(&part);
-            if range.start % ALIGNMENT == 0 || !part.ends_with(".codes") {
+        let part = |name: &str, alignment| {
+            let range = self.range(name);
+            if range.start.is_multiple_of(alignment) {
                 Bytes::Mapped(Arc::clone(&self.map), range)
             } else {
                 Bytes::copied(&self.map[range])
             }
-        });
-        HyperMatrix::new(layout, codes, row_scales, group_exponents)
+        };
+        let [codes, row_scales, group_exponents] = part_names(&holder.name);
+        HyperMatrix::new(
+            layout,
+            part(&codes, ALIGNMENT),
+            part(&row_scales, size_of::<u16>()),
+            part(&group_exponents, 1),
+        )
     }
 
     /// The elements of a coded or stored float tensor as f32, on the current rayon pool.
