@@ -88,7 +88,7 @@ unsafe fn multiply_strips<K: Kernel, const PLANES: usize, const STRIPS: usize>(
     workspace: &mut Workspace<K>,
 ) {
     let layout = product.matrix.layout();
-    let ends = Ends::new(product, strip, STRIPS);
+    let ends = Ends::new(product, strip..strip + STRIPS);
     for first in (0..layout.blocks()).step_by(PANEL_BLOCKS) {
         let part = Part { first, blocks: (layout.blocks() - first).min(PANEL_BLOCKS) };
         for index in 0..STRIPS {
@@ -158,22 +158,22 @@ pub(super) struct Ends {
     row_scales: [[f32; STRIP]; PANEL_STRIPS],
     bias: [[f32; STRIP]; PANEL_STRIPS],
     rows: [usize; PANEL_STRIPS],
-    strip: usize,
+    pub(super) strips: Range<usize>,
 }
 
 impl Ends {
-    pub(super) fn new<K: Kernel>(product: &Product<'_, K>, strip: usize, strips: usize) -> Self {
+    pub(super) fn new<K: Kernel>(product: &Product<'_, K>, strips: Range<usize>) -> Self {
         let mut ends = Ends {
             row_scales: [[0.0; STRIP]; PANEL_STRIPS],
             bias: [[0.0; STRIP]; PANEL_STRIPS],
             rows: [0; PANEL_STRIPS],
-            strip,
+            strips: strips.clone(),
         };
-        for index in 0..strips {
-            let row = (strip + index) * STRIP;
+        for (index, strip) in strips.enumerate() {
+            let row = strip * STRIP;
             let rows = (product.matrix.layout().rows() - row).min(STRIP);
             ends.rows[index] = rows;
-            ends.row_scales[index] = product.matrix.strip_row_scales(strip + index);
+            ends.row_scales[index] = product.matrix.strip_row_scales(strip);
             if let Some(bias) = product.bias {
                 ends.bias[index][..rows].copy_from_slice(&bias[row..row + rows]);
             }
@@ -199,7 +199,7 @@ impl Ends {
             let y = K::mul(y, K::splat(*product.token_scales.add(token)));
             let row_scales = K::load(self.row_scales[index].as_ptr());
             let y = K::mul_add(y, row_scales, K::load(self.bias[index].as_ptr()));
-            let to = target.at(product.first_token + token, (self.strip + index) * STRIP);
+            let to = target.at(product.first_token + token, (self.strips.start + index) * STRIP);
             K::emit(y, self.rows[index], target.dtype(), to);
         }
     }
