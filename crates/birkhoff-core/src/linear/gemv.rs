@@ -38,31 +38,32 @@ pub(super) unsafe fn multiply<K: Kernel>(
             with_code!(
                 product.matrix.layout().trajectory(),
                 C => for index in 0..strips.len() {
-                    // SAFETY: the caller upholds all that is needed.
-                    unsafe {
-                        multiply_strip::<K, C, $planes, $tokens>(
-                            product, &ends, index, tokens.start, table,
-                        );
-                    }
+                    multiply_strip::<K, C, $planes, $tokens>(
+                        product, &ends, index, tokens.start, table,
+                    );
                 },
                 int8 => unreachable!("int8 does not suit"),
             )
         };
     }
-    match (product.planes, tokens.len()) {
-        (1, 1) => strips!(1, 1),
-        (1, 2) => strips!(1, 2),
-        (1, 3) => strips!(1, 3),
-        (1, 4) => strips!(1, 4),
-        (2, 1) => strips!(2, 1),
-        (2, 2) => strips!(2, 2),
-        (3, 1) => strips!(3, 1),
-        (planes, tokens) => unreachable!("{tokens} tokens of {planes} planes do not suit"),
+    // SAFETY: the caller upholds all that is needed.
+    unsafe {
+        match (product.planes, tokens.len()) {
+            (1, 1) => strips!(1, 1),
+            (1, 2) => strips!(1, 2),
+            (1, 3) => strips!(1, 3),
+            (1, 4) => strips!(1, 4),
+            (2, 1) => strips!(2, 1),
+            (2, 2) => strips!(2, 2),
+            (3, 1) => strips!(3, 1),
+            (planes, tokens) => unreachable!("{tokens} tokens of {planes} planes do not suit"),
+        }
     }
 }
 
 /// See [`multiply`].
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "one index runs through several arrays")]
 unsafe fn multiply_strip<K: Kernel, C: Code, const PLANES: usize, const TOKENS: usize>(
     product: &Product<'_, K>,
     ends: &Ends,

@@ -110,11 +110,20 @@ unsafe fn multiply_strips<K: Kernel, const PLANES: usize, const STRIPS: usize>(
             // SAFETY: the caller upholds what is needed of tokens and strips; the workspace has
             // room for the sums of all tokens of a task.
             unsafe {
+                macro_rules! tile {
+                    ($tokens:literal) => {
+                        tile::<K, PLANES, STRIPS, $tokens>(
+                            product, workspace, part, &ends, token, sums,
+                        )
+                    };
+                }
                 match size {
-                    1 => tile::<K, PLANES, STRIPS, 1>(product, workspace, part, &ends, token, sums),
-                    2 => tile::<K, PLANES, STRIPS, 2>(product, workspace, part, &ends, token, sums),
-                    3 => tile::<K, PLANES, STRIPS, 3>(product, workspace, part, &ends, token, sums),
-                    _ => tile::<K, PLANES, STRIPS, 4>(product, workspace, part, &ends, token, sums),
+                    1 => tile!(1),
+                    2 => tile!(2),
+                    3 => tile!(3),
+                    4 => tile!(4),
+                    5 => tile!(5),
+                    _ => tile!(6),
                 }
             }
             token += size;
@@ -211,6 +220,7 @@ impl Ends {
 /// # Safety
 /// As for [`multiply`]; the panel must be decoded.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "one index runs through several arrays")]
 unsafe fn tile<K: Kernel, const PLANES: usize, const STRIPS: usize, const TOKENS: usize>(
     product: &Product<'_, K>,
     workspace: &Workspace<K>,
