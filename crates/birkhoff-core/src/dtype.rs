@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use crate::codec::encode::Distortion;
 use crate::error::{Error, Result};
 
 /// Element type of a tensor that can be encoded.
@@ -65,7 +66,7 @@ impl<'a> FloatSlice<'a> {
     /// # Errors
     /// [`Error::Shape`] if their number is no multiple of the element size.
     pub fn new(bytes: &'a [u8], dtype: Dtype) -> Result<Self> {
-        if bytes.len() % dtype.size() != 0 {
+        if !bytes.len().is_multiple_of(dtype.size()) {
             return Err(Error::Shape(format!(
                 "{} bytes are no whole number of {} elements",
                 bytes.len(),
@@ -94,9 +95,11 @@ impl<'a> FloatSlice<'a> {
     ///
     /// # Panics
     /// If the range is out of bounds.
+    #[inline(always)]
     pub fn read(&self, start: usize, out: &mut [f32]) {
         let size = self.dtype.size();
         let bytes = &self.bytes[start * size..(start + out.len()) * size];
+        #[inline(always)]
         fn convert<const N: usize>(bytes: &[u8], out: &mut [f32], f: impl Fn([u8; N]) -> f32) {
             let (elements, rest) = bytes.as_chunks::<N>();
             debug_assert!(rest.is_empty());
@@ -110,6 +113,60 @@ impl<'a> FloatSlice<'a> {
             Dtype::F16 => convert(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
             Dtype::BF16 => convert(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
         }
+    }
+
+    /// The elements, exactly.
+    pub fn values(self) -> impl Iterator<Item = f64> {
+        let size = self.dtype.size();
+        self.bytes.chunks_exact(size).map(move |b| match self.dtype {
+            Dtype::F64 => f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]),
+            Dtype::F32 => f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+            Dtype::F16 => f16::from_le_bytes([b[0], b[1]]).to_f64(),
+            Dtype::BF16 => bf16::from_le_bytes([b[0], b[1]]).to_f64(),
+        })
+    }
+
+    /// The elements as little-endian floats of another dtype, rounded to f32 first.
+    pub fn to_dtype(self, dtype: Dtype) -> Vec<u8> {
+        const CHUNK: usize = 1024;
+        let mut out = Vec::with_capacity(self.len() * dtype.size());
+        let mut values = [0.0; CHUNK];
+        for start in (0..self.len()).step_by(CHUNK) {
+            let values = &mut values[..CHUNK.min(self.len() - start)];
+            self.read(start, values);
+            match dtype {
+                Dtype::F64 => out.extend(values.iter().flat_map(|&v| f64::from(v).to_le_bytes())),
+                Dtype::F32 => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+                Dtype::F16 => {
+                    out.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()));
+                }
+                Dtype::BF16 => {
+                    out.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()));
+                }
+            }
+        }
+        out
+    }
+
+    /// How far `other` is from these elements, of which it has as many. A value that has become NaN
+    /// or stopped being NaN is infinitely far.
+    pub fn distortion(self, other: FloatSlice<'_>) -> Distortion {
+        let mut distortion = Distortion::default();
+        for (value, other) in self.values().zip(other.values()) {
+            let error = if value == other || value.is_nan() && other.is_nan() {
+                0.0
+            } else if value.is_nan() || other.is_nan() {
+                f64::INFINITY
+            } else {
+                (value - other).abs()
+            };
+            distortion.add(&Distortion {
+                signal: if value.is_finite() { value * value } else { 0.0 },
+                noise: error * error,
+                max_error: error,
+            });
+        }
+        distortion
     }
 }
 

@@ -25,6 +25,9 @@ pub enum Error {
     /// A dtype name that is not a float.
     #[error("cannot encode dtype {0}; convert it to float32, float64, float16 or bfloat16 first")]
     Dtype(String),
+    /// A dtype name that safetensors does not have.
+    #[error("dtype: {0}")]
+    ElementType(String),
     /// A matrix holds NaN or infinite values.
     #[error(
         "{count} of {total} weights are NaN or infinite; repair them or leave the tensor out with --skip"

@@ -101,6 +101,24 @@ impl Isa {
     }
 }
 
+/// The CPU features present that matter to the kernels, by the names that the compiler gives them.
+pub fn cpu_features() -> Vec<&'static str> {
+    #[allow(unused_mut)]
+    let mut features = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    macro_rules! detect {
+        ($($name:tt)*) => {
+            $(if is_x86_feature_detected!($name) { features.push($name); })*
+        };
+    }
+    #[cfg(target_arch = "x86_64")]
+    detect!(
+        "avx2" "fma" "f16c" "avxvnni" "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vbmi"
+        "avx512vbmi2" "avx512vnni" "avx512bf16"
+    );
+    features
+}
+
 impl std::fmt::Display for Isa {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())

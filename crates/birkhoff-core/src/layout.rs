@@ -26,6 +26,8 @@
 //! scale (`[strip][row]`) and a 4-bit exponent for each group of 128 columns
 //! (`[strip][group][byte 0..8]`, row `i` in the low half of byte `i`, row `8 + i` in the high half).
 
+use aligned_vec::{AVec, ConstAlign};
+
 use crate::codec::Trajectory;
 use crate::error::{Error, Result};
 
@@ -153,6 +155,27 @@ pub const fn decoded_index(row: usize, col: usize) -> usize {
 /// Byte offset, in the codes of a block, of word `word` of a row's stream.
 pub const fn word_offset(word: usize, row: usize, stream: usize) -> usize {
     (word * STRIP + row) * 4 + stream * 2
+}
+
+/// Copies row `row` of decoded blocks to `out` in the order of its columns.
+#[inline(always)]
+pub fn decoded_row(blocks: &[i8], row: usize, out: &mut [i8]) {
+    let blocks = blocks.as_chunks::<DECODED_BLOCK>().0.iter();
+    for (block, out) in blocks.zip(out.as_chunks_mut::<BLOCK>().0) {
+        for pair in (0..STREAM).step_by(2) {
+            for stream in [0, STREAM] {
+                // Two columns of a stream stand together.
+                let at = decoded_index(row, stream + pair);
+                out[stream + pair] = block[at];
+                out[stream + pair + 1] = block[at + 1];
+            }
+        }
+    }
+}
+
+/// `len` zero bytes, starting on a cache line.
+pub fn zeroed(len: usize) -> AVec<u8, ConstAlign<64>> {
+    AVec::from_iter(64, std::iter::repeat_n(0, len))
 }
 
 /// Exponent (0 to 15) of row `row` of a strip, from the 8 bytes of its group.

@@ -29,4 +29,5 @@ pub use codec::encode::{Distortion, EncodeOptions};
 pub use codec::{Codec, ScaleRefit, Trajectory};
 pub use dtype::{Dtype, FloatSlice};
 pub use error::{Error, Result};
+pub use isa::Isa;
 pub use matrix::{HyperMatrix, MatrixView};

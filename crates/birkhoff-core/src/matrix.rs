@@ -11,7 +11,7 @@ use crate::codec::scale::GROUP_SCALE;
 use crate::decode;
 use crate::error::{Error, Result};
 use crate::isa::Isa;
-use crate::layout::{self, BLOCK, DECODED_BLOCK, EXPONENTS, GROUP, Layout, ROW_SCALES, STRIP};
+use crate::layout::{self, DECODED_BLOCK, EXPONENTS, GROUP, Layout, ROW_SCALES, STRIP};
 
 /// Bytes that start on a cache line when owned, or lie in a memory-mapped file.
 #[derive(Clone)]
@@ -23,11 +23,6 @@ pub enum Bytes {
 }
 
 impl Bytes {
-    /// `len` zeros.
-    pub fn zeroed(len: usize) -> Bytes {
-        Bytes::Owned(AVec::from_iter(64, std::iter::repeat_n(0, len)))
-    }
-
     /// A copy of `bytes`.
     pub fn copied(bytes: &[u8]) -> Bytes {
         Bytes::Owned(AVec::from_slice(64, bytes))
@@ -173,22 +168,29 @@ impl<'a> MatrixView<'a> {
 
     /// Decodes the rows of a strip to f32: `row_scale * GROUP_SCALE[exponent] * value`.
     ///
-    /// `out` takes `rows x cols` values, row by row; `values` is scratch.
-    fn decode_rows(&self, isa: Isa, strip: usize, values: &mut Vec<i8>, out: &mut [f32]) {
+    /// `out` takes `rows x cols` values, row by row; `scratch` is kept from strip to strip.
+    fn decode_rows(
+        &self,
+        isa: Isa,
+        strip: usize,
+        scratch: &mut (Vec<i8>, Vec<i8>),
+        out: &mut [f32],
+    ) {
         let cols = self.layout.cols();
-        values.resize(self.layout.blocks() * DECODED_BLOCK, 0);
-        self.decode_strip(isa, strip, values);
+        let (decoded, values) = scratch;
+        decoded.resize(self.layout.blocks() * DECODED_BLOCK, 0);
+        values.resize(self.layout.padded_cols(), 0);
+        self.decode_strip(isa, strip, decoded);
         let row_scales = self.strip_row_scales(strip);
         let exponents = self.strip_exponents(strip);
         for (row, out) in out.chunks_exact_mut(cols).enumerate() {
-            for (group, out) in out.chunks_mut(GROUP).enumerate() {
-                let exponent = layout::group_exponent(&exponents[group], row);
+            layout::decoded_row(decoded, row, values);
+            let groups = out.chunks_mut(GROUP).zip(values.chunks(GROUP)).zip(exponents);
+            for ((out, values), exponents) in groups {
+                let exponent = layout::group_exponent(exponents, row);
                 let scale = row_scales[row] * GROUP_SCALE[usize::from(exponent)];
-                for (block, out) in out.chunks_mut(BLOCK).enumerate() {
-                    let values = &values[(group * (GROUP / BLOCK) + block) * DECODED_BLOCK..];
-                    for (col, out) in out.iter_mut().enumerate() {
-                        *out = scale * f32::from(values[layout::decoded_index(row, col)]);
-                    }
+                for (out, &value) in out.iter_mut().zip(values) {
+                    *out = scale * f32::from(value);
                 }
             }
         }
@@ -200,12 +202,11 @@ impl<'a> MatrixView<'a> {
 
         let mut out = vec![0.0; self.layout.rows() * self.layout.cols()];
         if !self.layout.is_empty() {
-            out.par_chunks_mut(STRIP * self.layout.cols()).enumerate().for_each_init(
-                Vec::new,
-                |values, (strip, out)| {
-                    self.decode_rows(isa, strip, values, out);
-                },
-            );
+            out.par_chunks_mut(STRIP * self.layout.cols())
+                .enumerate()
+                .for_each_init(Default::default, |scratch, (strip, out)| {
+                    self.decode_rows(isa, strip, scratch, out)
+                });
         }
         out
     }

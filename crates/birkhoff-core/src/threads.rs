@@ -41,7 +41,9 @@ pub fn default_threads() -> Result<usize> {
 /// Pools are made once for each process and number of threads, and kept; a forked child makes its
 /// own, since threads do not survive a fork.
 pub fn install<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
-    static POOLS: OnceLock<Mutex<HashMap<(u32, usize), Option<Arc<ThreadPool>>>>> = OnceLock::new();
+    /// By process and number of threads; none where threads could not be started.
+    type Pools = HashMap<(u32, usize), Option<Arc<ThreadPool>>>;
+    static POOLS: OnceLock<Mutex<Pools>> = OnceLock::new();
     let pool = POOLS
         .get_or_init(Mutex::default)
         .lock()

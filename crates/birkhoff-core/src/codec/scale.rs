@@ -62,15 +62,15 @@ impl ScaleRefit {
     }
 }
 
-/// Rows whose largest weight is below this are stored as zero: their scale would not be a normal
-/// float.
+/// Rows whose scale is below this are stored as zero: a group's scale would not be a normal float.
 pub const SMALLEST: f32 = 1e-35;
 
 /// Root mean square of the weights in units of the curve's, at which the error is least.
 fn load(trajectory: Trajectory) -> f64 {
     match trajectory {
-        Trajectory::Shift(6) => 0.82,
-        Trajectory::Shift(_) | Trajectory::Winding(_) => 0.94,
+        Trajectory::Shift(6) => 0.78,
+        Trajectory::Shift(_) => 0.94,
+        Trajectory::Winding(_) => 0.73,
         // int8 takes its scale from the largest weight alone.
         Trajectory::Int8 => f64::INFINITY,
     }
@@ -79,6 +79,7 @@ fn load(trajectory: Trajectory) -> f64 {
 /// Scales of a row before the search: fills `exponents`, one a group, and returns the row scale.
 ///
 /// Each group wants `max(rms / (rms of the curve * load), largest / 127)`. `wanted` is scratch.
+#[inline(always)]
 pub fn choose(
     trajectory: Trajectory,
     row: &[f32],
@@ -110,6 +111,7 @@ pub fn choose(
 const INT8_CLIP: f64 = 0.99;
 
 /// Root mean square and largest magnitude, summed in a fixed order.
+#[inline(always)]
 fn rms_and_largest(group: &[f32]) -> (f64, f64) {
     const LANES: usize = 8;
     let (mut sums, mut largest) = ([0.0f64; LANES], [0.0f32; LANES]);

@@ -2,10 +2,20 @@
 //!
 //! Each weight brings `k` fresh bits `u`, and its place on the curve is the top 8 bits of
 //! `theta * g mod 2^L`. A stream of `n` weights is thus one number of `k n` bits, the starting point
-//! of an orbit, and since the stream is closed, the orbit is periodic.
+//! of an orbit; and since the stream is closed (what precedes the first weight is the last one), the
+//! orbit is periodic and needs no other state.
 //!
-//! (Source coding knows this as trellis-coded quantisation with a bit-shift trellis: Marcellin and
-//! Fischer, 1990; QTIP, NeurIPS 2024.)
+//! (Source coding knows this as trellis-coded quantisation with a bit-shift trellis and a tail-biting
+//! path: Marcellin and Fischer, 1990; QTIP, NeurIPS 2024.)
+//!
+//! To encode is to find the orbit that passes nearest the weights: a shortest path through 256
+//! classes of states. [`viterbi`] is that search as the textbook has it; [`search`] is the fast one,
+//! written once over the vectors of [`lanes`].
+
+mod lanes;
+pub mod search;
+mod trellis;
+pub mod viterbi;
 
 use super::Tap;
 

@@ -1,0 +1,495 @@
+//! The fast search: integer path metrics, and only the places on the curve near each weight.
+//!
+//! [`super::trellis`] says why states are ordered by `phi = 2^k m + c`. A step of the search takes the
+//! 256 class metrics to the next 256. For each residue `c` it considers a window of consecutive places
+//! `m` round the weight: `CANDIDATES` for each class that they lead to, of which the cheaper wins. Two
+//! candidates come within 0.02 dB of all `2^k` up to 4 bits, four of them within 0.01 dB above.
+//!
+//! Metrics are u16 with saturating sums. Their low bits hold which candidate won, so that one `min`
+//! carries both; it also settles ties the same way in every vector width. The two streams of a row
+//! are searched in step, since one alone leaves the CPU waiting for its own stores.
+//!
+//! The path is closed (tail-biting): a short open search round the seam fixes the class there, then
+//! the search proper starts and ends in it.
+
+use super::lanes::{Lanes, portable::Portable};
+use super::trellis::{CLASSES, Trellis};
+use crate::codec::curve::CURVE;
+use crate::isa::Isa;
+
+/// Weights on either side of the seam that decide the class there.
+const SEAM: usize = 32;
+/// Steps between subtractions of the least metric.
+const RENORMALISE: usize = 4;
+/// Metric of the classes that a path may not start in, before the shift by `DECISION_BITS`.
+const FORBIDDEN: u16 = 12_000;
+/// Largest error that counts squared; beyond, cost grows by `SLOPE` a step up to `LARGEST_COST`.
+const SQUARED_UP_TO: u16 = 100;
+const SLOPE: u32 = 3;
+const LARGEST_COST: u16 = (1 << 14) - 1;
+/// Largest weight, in units of the curve, that is told from larger ones.
+const LARGEST_TARGET: i16 = 160;
+/// Places in the widest window (2 bits).
+const WIDEST: usize = 128;
+/// Bytes of decisions of a step: 256 of at most 2 bits.
+const DECISION_WORDS: usize = 32;
+
+/// Candidates for each class: of `2^BITS` places that lead to it, the nearest ones.
+const fn candidates(bits: u32) -> usize {
+    if bits <= 4 { 2 } else { 4 }
+}
+
+/// Fixed-point steps a unit of the curve: errors of the rate's usual size become some 6 to 10.
+const fn steps_per_unit(bits: u32) -> i16 {
+    [1, 1, 2, 4, 8][bits as usize - 2]
+}
+
+/// What depends on the rate alone.
+struct Tables {
+    /// The curve in fixed point, padded so that a window can be loaded from any place.
+    curve: [i16; CLASSES + WIDEST],
+    /// First place of the window, for each target from the smallest to the largest.
+    first: [u8; 2 * LARGEST_TARGET as usize * 8 + 1],
+}
+
+static TABLES: [Tables; 5] =
+    [Tables::new(2), Tables::new(3), Tables::new(4), Tables::new(5), Tables::new(6)];
+
+impl Tables {
+    const fn new(bits: u32) -> Tables {
+        let steps = steps_per_unit(bits);
+        let window = candidates(bits) * (CLASSES >> bits);
+        let mut tables = Tables {
+            curve: [i16::MAX; CLASSES + WIDEST],
+            first: [0; 2 * LARGEST_TARGET as usize * 8 + 1],
+        };
+        let mut place = 0;
+        while place < CLASSES {
+            tables.curve[place] = CURVE.0[place] as i16 * steps;
+            place += 1;
+        }
+        let (mut above, mut i) = (0, 0);
+        while i <= 2 * LARGEST_TARGET as usize * steps as usize {
+            let target = i as i16 - LARGEST_TARGET * steps;
+            while above < CLASSES && tables.curve[above] < target {
+                above += 1;
+            }
+            let first = above.saturating_sub(window / 2);
+            let last = CLASSES - window;
+            tables.first[i] = if first < last { first } else { last } as u8;
+            i += 1;
+        }
+        tables
+    }
+}
+
+/// Metrics of the classes, in the order of the window of the step that made them; the first `WIDEST`
+/// repeat at the end, so that a rotation is a load.
+#[repr(C, align(64))]
+struct Metrics([u16; CLASSES + WIDEST]);
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Decisions([u16; DECISION_WORDS]);
+
+/// The search of one stream: its steps so far.
+struct Stream {
+    metrics: Metrics,
+    /// Class of the first metric.
+    rotation: u8,
+    /// First place of the window, each step.
+    first: Vec<u8>,
+    decisions: Vec<Decisions>,
+}
+
+impl Stream {
+    fn new() -> Stream {
+        Stream {
+            metrics: Metrics([0; CLASSES + WIDEST]),
+            rotation: 0,
+            first: Vec::new(),
+            decisions: Vec::new(),
+        }
+    }
+
+    /// Prepares for a search of so many steps, from a class or from any.
+    fn start(&mut self, start: Option<u8>, bits: u32, steps: usize) {
+        let others = if start.is_some() { FORBIDDEN << candidates(bits).ilog2() } else { 0 };
+        self.metrics.0.fill(others);
+        if let Some(class) = start {
+            self.metrics.0[usize::from(class)] = 0;
+            if let Some(repeated) = self.metrics.0.get_mut(CLASSES + usize::from(class)) {
+                *repeated = 0;
+            }
+        }
+        self.rotation = 0;
+        self.first.resize(steps, 0);
+        self.decisions.resize(steps, Decisions([0; DECISION_WORDS]));
+    }
+
+    /// The class of least metric.
+    fn best_class(&self) -> u8 {
+        let metrics = &self.metrics.0[..CLASSES];
+        let best = (0..CLASSES).min_by_key(|&i| metrics[i]).expect("there are classes");
+        (best as u8).wrapping_add(self.rotation)
+    }
+}
+
+/// Finds closed orbits near weights; keeps its memory from call to call.
+pub struct Search {
+    streams: [Stream; 2],
+}
+
+impl Default for Search {
+    fn default() -> Self {
+        Search { streams: [Stream::new(), Stream::new()] }
+    }
+}
+
+impl Search {
+    /// The fresh bits of each weight along closed orbits near the two streams of a row.
+    ///
+    /// `targets` are weights as [`fixed_point`] gives them, both of the same length.
+    ///
+    /// # Panics
+    /// If the lengths differ, or `isa` is not available.
+    pub fn closed_orbits(
+        &mut self,
+        isa: Isa,
+        bits: u32,
+        targets: [&[i16]; 2],
+        fresh: [&mut [u8]; 2],
+    ) {
+        assert!(isa.is_available(), "this CPU has no {isa}");
+        let steps = targets[0].len();
+        assert!([targets[1].len(), fresh[0].len(), fresh[1].len()] == [steps; 3]);
+        let kernel = Kernel::select(isa, bits);
+
+        // Round the seam: the last weights, then the first ones, with open ends.
+        let side = SEAM.min(steps);
+        let mut seam = [[0; 2 * SEAM]; 2];
+        for ((stream, seam), targets) in self.streams.iter_mut().zip(&mut seam).zip(targets) {
+            seam[..side].copy_from_slice(&targets[steps - side..]);
+            seam[side..2 * side].copy_from_slice(&targets[..side]);
+            stream.start(None, bits, 2 * side);
+        }
+        // SAFETY: `isa` is available, so the CPU has what `kernel` needs.
+        unsafe {
+            (kernel.forward)(&mut self.streams, [&seam[0][..2 * side], &seam[1][..2 * side]])
+        };
+        let ends = [self.streams[0].best_class(), self.streams[1].best_class()];
+        let [after_0, after_1] = &mut [[0; SEAM]; 2];
+        let after = [&mut after_0[..side], &mut after_1[..side]];
+        let classes = (kernel.trace)(&self.streams, ends, after);
+
+        for (stream, class) in self.streams.iter_mut().zip(classes) {
+            stream.start(Some(class), bits, steps);
+        }
+        // SAFETY: as above.
+        unsafe { (kernel.forward)(&mut self.streams, targets) };
+        (kernel.trace)(&self.streams, classes, fresh);
+    }
+}
+
+/// A weight, in units of the curve, as the fixed-point number that the search works on.
+#[inline(always)]
+pub fn fixed_point(bits: u32, weight: f32) -> i16 {
+    let largest = f32::from(LARGEST_TARGET);
+    let scaled = weight.clamp(-largest, largest) * f32::from(steps_per_unit(bits));
+    // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the low bits.
+    (scaled + 12_582_912.0).to_bits() as i16
+}
+
+/// The search for an instruction set and a rate.
+#[derive(Clone, Copy)]
+struct Kernel {
+    forward: unsafe fn(&mut [Stream; 2], [&[i16]; 2]),
+    trace: Trace,
+}
+
+type Trace = fn(&[Stream; 2], [u8; 2], [&mut [u8]; 2]) -> [u8; 2];
+
+impl Kernel {
+    fn select(isa: Isa, bits: u32) -> Kernel {
+        macro_rules! kernel {
+            ($forward:ident, $lanes:literal, $($rate:literal)*) => {
+                match bits {
+                    $($rate => Kernel { forward: $forward::<$rate>, trace: trace::<$rate, $lanes> },)*
+                    _ => panic!("the shift map has no {bits}-bit rate"),
+                }
+            };
+        }
+        match isa {
+            // At 6 bits a window has only 16 places: narrower vectors fit it.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if bits == 6 => kernel!(avx512vl, 16, 6),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => kernel!(avx512, 32, 2 3 4 5),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => kernel!(avx2, 16, 2 3 4 5 6),
+            _ => kernel!(portable, 16, 2 3 4 5 6),
+        }
+    }
+}
+
+/// Follows the decisions back from a class of each stream after its last step; writes the fresh bits
+/// of the last steps, as many as `fresh` holds, and returns the classes before them.
+///
+/// `LANES` is the width of the vectors that wrote the decisions.
+fn trace<const BITS: u32, const LANES: usize>(
+    streams: &[Stream; 2],
+    mut classes: [u8; 2],
+    fresh: [&mut [u8]; 2],
+) -> [u8; 2] {
+    let decision_bits = const { candidates(BITS).ilog2() as usize };
+    let per_word = 16 / decision_bits;
+    let count = fresh[0].len();
+    let steps = streams[0].first.len();
+    // Each step waits for the one before, so the streams take turns.
+    for step in (0..count).rev() {
+        for i in 0..2 {
+            let first = streams[i].first[steps - count + step];
+            // Where the class stands in the order of this step's window.
+            let index = usize::from(classes[i].wrapping_sub(first << BITS));
+            let (vector, lane) = (index / LANES, index % LANES);
+            let word =
+                streams[i].decisions[steps - count + step].0[vector / per_word * LANES + lane];
+            let candidate =
+                usize::from(word) >> (vector % per_word * decision_bits) & (candidates(BITS) - 1);
+            let residue = index & (Trellis::<BITS>::RESIDUES - 1);
+            fresh[i][step] = Trellis::<BITS>::FRESH[residue];
+            let place = candidate * Trellis::<BITS>::PLACES + (index >> BITS);
+            classes[i] =
+                first.wrapping_add(place as u8).wrapping_sub(Trellis::<BITS>::OFFSET[residue]);
+        }
+    }
+    classes
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn avx512<const BITS: u32>(streams: &mut [Stream; 2], targets: [&[i16]; 2]) {
+    // SAFETY: this function enables what these lanes need; 8 vectors of 32 lanes are the classes.
+    unsafe { forward::<super::lanes::avx512::Avx512, BITS, 8>(streams, targets) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+unsafe fn avx512vl<const BITS: u32>(streams: &mut [Stream; 2], targets: [&[i16]; 2]) {
+    // SAFETY: this function enables what these lanes need; 16 vectors of 16 lanes are the classes.
+    unsafe { forward::<super::lanes::avx2::Avx2<true>, BITS, 16>(streams, targets) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn avx2<const BITS: u32>(streams: &mut [Stream; 2], targets: [&[i16]; 2]) {
+    // SAFETY: this function enables what these lanes need; 16 vectors of 16 lanes are the classes.
+    unsafe { forward::<super::lanes::avx2::Avx2<false>, BITS, 16>(streams, targets) }
+}
+
+unsafe fn portable<const BITS: u32>(streams: &mut [Stream; 2], targets: [&[i16]; 2]) {
+    // SAFETY: these lanes need nothing; 16 vectors of 16 lanes are the classes.
+    unsafe { forward::<Portable, BITS, 16>(streams, targets) }
+}
+
+/// All steps of both streams, in turn.
+///
+/// # Safety
+/// The CPU has the instruction set of `V`.
+#[inline(always)]
+unsafe fn forward<V: Lanes, const BITS: u32, const VECTORS: usize>(
+    streams: &mut [Stream; 2],
+    targets: [&[i16]; 2],
+) {
+    let tables = &TABLES[BITS as usize - 2];
+    let zero = i32::from(LARGEST_TARGET) * i32::from(steps_per_unit(BITS));
+    for i in 0..targets[0].len() {
+        let renormalise = i % RENORMALISE == RENORMALISE - 1;
+        for (stream, targets) in streams.iter_mut().zip(targets) {
+            let target = targets[i];
+            let first = tables.first[(i32::from(target) + zero) as usize];
+            stream.first[i] = first;
+            let window = tables.curve[usize::from(first)..].first_chunk().expect("is padded");
+            let rotation = first.wrapping_sub(stream.rotation);
+            stream.rotation = first << BITS;
+            let decisions = &mut stream.decisions[i];
+            // SAFETY: the caller vouches for the instruction set.
+            unsafe {
+                step::<V, BITS, VECTORS>(
+                    &mut stream.metrics,
+                    rotation,
+                    target,
+                    window,
+                    decisions,
+                    renormalise,
+                );
+            }
+        }
+    }
+}
+
+/// The costs of the places of a window, each with its candidate's number in the low bits.
+struct Costs<V, const BITS: u32>([V; WIDEST / 16]);
+
+impl<V: Lanes, const BITS: u32> Costs<V, BITS> {
+    const PLACES: usize = Trellis::<BITS>::PLACES;
+    /// Vectors in a window.
+    const COUNT: usize = candidates(BITS) * Self::PLACES / V::N;
+    /// Halvings that bring the candidates of a vector together, where it holds several.
+    const FOLDS: u32 = if Self::PLACES < V::N { (V::N / Self::PLACES).ilog2() } else { 0 };
+    /// Number of its candidate, for each place of the window.
+    const NUMBERS: [u16; WIDEST] = {
+        let mut numbers = [0; WIDEST];
+        let mut place = 0;
+        while place < candidates(BITS) * Self::PLACES {
+            numbers[place] = (place / Self::PLACES) as u16;
+            place += 1;
+        }
+        numbers
+    };
+
+    /// # Safety
+    /// The CPU has the instruction set of `V`.
+    #[inline(always)]
+    unsafe fn new(target: i16, window: &[i16; WIDEST]) -> Self {
+        const { assert!(Self::COUNT >= 1 && Self::COUNT * V::N <= WIDEST && Self::FOLDS <= 2) };
+        // SAFETY: the caller vouches for the instruction set; loads lie within the two arrays.
+        unsafe {
+            let target = V::splat(target as u16);
+            let mut costs = [target; WIDEST / 16];
+            for (i, cost) in costs[..Self::COUNT].iter_mut().enumerate() {
+                let error = target.signed_distance(V::load(window.as_ptr().add(i * V::N).cast()));
+                let near = error.min(V::splat(SQUARED_UP_TO));
+                let beyond = error.saturating_sub(V::splat(SQUARED_UP_TO)).shl::<SLOPE>();
+                let most_beyond = V::splat(LARGEST_COST - SQUARED_UP_TO * SQUARED_UP_TO);
+                let sum = near.mul(near).add(beyond.min(most_beyond));
+                let sum = if candidates(BITS) == 2 { sum.shl::<1>() } else { sum.shl::<2>() };
+                *cost = sum.or(V::load(Self::NUMBERS.as_ptr().add(i * V::N)));
+            }
+            Costs(costs)
+        }
+    }
+
+    /// The best candidates of a residue, for places `part * N` to `part * N + N` of a candidate; or,
+    /// where a vector holds several candidates, the best of those in the same lane.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set of `V`; `residue < 2^BITS` and `part * N < max(PLACES, N)`.
+    #[inline(always)]
+    unsafe fn winner(&self, metrics: &Metrics, rotation: u8, residue: usize, part: usize) -> V {
+        let parts = (Self::PLACES / V::N).max(1);
+        let from = usize::from(rotation.wrapping_sub(Trellis::<BITS>::OFFSET[residue]));
+        // SAFETY: the caller vouches for the instruction set; `from < 256`, and the loads reach at
+        // most a window, `COUNT * N <= WIDEST`, further.
+        unsafe {
+            let path = |i: usize| {
+                V::load(metrics.0.as_ptr().add(from + i * V::N)).saturating_add(self.0[i])
+            };
+            let mut best = path(part);
+            for candidate in 1..Self::COUNT / parts {
+                best = best.min(path(candidate * parts + part));
+            }
+            best
+        }
+    }
+
+    /// The best of all candidates of the residues `i + j * (2^BITS >> FOLDS)`, by place and then `j`.
+    ///
+    /// # Safety
+    /// As [`Self::winner`], and `i < 2^BITS >> FOLDS`.
+    #[inline(always)]
+    unsafe fn folded(&self, metrics: &Metrics, rotation: u8, i: usize) -> V {
+        let residues = Trellis::<BITS>::RESIDUES;
+        // SAFETY: the caller vouches for what `winner` and the lanes ask.
+        unsafe {
+            // A pair's first half of lanes holds the one half of the candidates, the second the other.
+            let fold = |a: V, b: V| {
+                let (first, second) = a.interleave(b);
+                first.min(second)
+            };
+            let winner = |residue| self.winner(metrics, rotation, residue, 0);
+            match Self::FOLDS {
+                1 => fold(winner(i), winner(i + residues / 2)),
+                _ => fold(
+                    fold(winner(i), winner(i + residues / 2)),
+                    fold(winner(i + residues / 4), winner(i + residues * 3 / 4)),
+                ),
+            }
+        }
+    }
+}
+
+/// One step of one stream.
+///
+/// `rotation` is the first place of the window less the class of the first metric.
+///
+/// # Safety
+/// The CPU has the instruction set of `V`; `VECTORS * V::N` is 256.
+#[inline(always)]
+unsafe fn step<V: Lanes, const BITS: u32, const VECTORS: usize>(
+    metrics: &mut Metrics,
+    rotation: u8,
+    target: i16,
+    window: &[i16; WIDEST],
+    decisions: &mut Decisions,
+    renormalise: bool,
+) {
+    let width = candidates(BITS) * Trellis::<BITS>::PLACES;
+    let decision_bits = candidates(BITS).ilog2();
+    // SAFETY: the caller vouches for the instruction set and for VECTORS, so residues and parts are
+    // in range. Stores fill the 256 metrics and repeat at most WIDEST of them; decisions are
+    // VECTORS * decision_bits / 16 vectors, rounded up: at most DECISION_WORDS words.
+    unsafe {
+        let costs = Costs::<V, BITS>::new(target, window);
+        // The winners, by residue and then place.
+        let mut winners = [V::splat(0); VECTORS];
+        for (i, winner) in winners.iter_mut().enumerate() {
+            *winner = if Costs::<V, BITS>::FOLDS == 0 {
+                let parts = Trellis::<BITS>::PLACES / V::N;
+                costs.winner(metrics, rotation, i / parts, i % parts)
+            } else {
+                costs.folded(metrics, rotation, i)
+            };
+        }
+        // By place and then residue: the order of the next classes.
+        for _ in Costs::<V, BITS>::FOLDS..BITS {
+            let before = winners;
+            for i in 0..VECTORS / 2 {
+                let (a, b) = before[i].interleave(before[i + VECTORS / 2]);
+                (winners[2 * i], winners[2 * i + 1]) = (a, b);
+            }
+        }
+        let decision = V::splat((1 << decision_bits) - 1);
+        let per_word = 16 / decision_bits as usize;
+        for (i, group) in winners.chunks(per_word).enumerate() {
+            let mut word = V::splat(0);
+            for &winner in group.iter().rev() {
+                let number = winner.and(decision);
+                word =
+                    if decision_bits == 1 { word.shl::<1>() } else { word.shl::<2>() }.or(number);
+            }
+            word.store(decisions.0.as_mut_ptr().add(i * V::N));
+        }
+        let metric = V::splat(!((1 << decision_bits) - 1));
+        for winner in &mut winners {
+            *winner = winner.and(metric);
+        }
+        if renormalise {
+            let mut least = winners[0];
+            for &winner in &winners[1..] {
+                least = least.min(winner);
+            }
+            let least = V::splat(least.reduce_min());
+            for winner in &mut winners {
+                *winner = winner.sub(least);
+            }
+        }
+        let to = metrics.0.as_mut_ptr();
+        for (i, winner) in winners.iter().enumerate() {
+            winner.store(to.add(i * V::N));
+            if i * V::N < width {
+                winner.store(to.add(CLASSES + i * V::N));
+            }
+        }
+    }
+}

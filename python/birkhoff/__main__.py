@@ -1,0 +1,5 @@
+"""``python -m birkhoff``."""
+
+from birkhoff.cli import main
+
+main()

@@ -1,0 +1,281 @@
+"""The command line: compress, inspect, decompress, verify, env, demo.
+
+Exit codes: 0 if all went well, 1 for bad input or a failed verification, 2 for wrong usage, 130
+after an interrupt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="birkhoff",
+    help="Compress Segment Anything models, and any other, without data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Bits = Literal["2", "3", "4", "5", "6", "8"]
+Codec = Literal["shift", "winding"]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
+OutputOption = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FILE", help="The safetensors file to write.")
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from birkhoff import __version__
+
+        print(f"birkhoff {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _birkhoff(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def compress(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT",
+            help="A .safetensors file, a PyTorch checkpoint (.pth, .pt, .bin) or a Hugging Face "
+            "folder.",
+        ),
+    ],
+    output: OutputOption,
+    bits: Annotated[
+        Bits, typer.Option(help="Bits a weight of the bulk; small sensitive tensors get more.")
+    ] = "4",
+    codec: Annotated[
+        Codec, typer.Option(help="The trajectory; winding has 4, 5, 6 and 8 bits.")
+    ] = "shift",
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=BITS",
+            help="Bits for the tensors whose names match, 16 to leave them in 16 bit; may be "
+            "repeated, later ones win.",
+        ),
+    ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Keep the tensors whose names match exactly as they are; may be repeated.",
+        ),
+    ] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compress a checkpoint into one safetensors file."""
+    rules = [_parse_rule(text) for text in rule or []]
+    from birkhoff.compress import compress_file
+    from birkhoff.display import console, progress_bar, show_summary
+    from birkhoff.policy import check_bits
+
+    try:
+        check_bits(int(bits), codec)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    with progress_bar("compressing") as progress:
+        summary = compress_file(
+            source,
+            output,
+            bits=int(bits),
+            codec=codec,
+            rules=rules,
+            skip=skip or [],
+            overwrite=force,
+            progress=progress,
+        )
+    if as_json:
+        _print_json(summary.to_json())
+    else:
+        show_summary(console(), summary)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A safetensors file.")],
+    as_json: JsonOption = False,
+) -> None:
+    """List what a compressed file (or any other safetensors file) holds."""
+    from birkhoff._core import File
+    from birkhoff.display import console, show_summary, show_tensors
+    from birkhoff.summary import summarize
+
+    summary = summarize(File(file))
+    if as_json:
+        _print_json(summary.to_json())
+    else:
+        show_tensors(console(), summary)
+        show_summary(console(), summary)
+
+
+@app.command()
+def decompress(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A compressed file.")],
+    output: OutputOption,
+    force: ForceOption = False,
+) -> None:
+    """Write an ordinary safetensors file with the original names, shapes and dtypes."""
+    from birkhoff.compress import decompress_file
+    from birkhoff.display import progress_bar
+    from birkhoff.files import require_compressed
+
+    total = len(require_compressed(file).entries())
+    done = 0
+    with progress_bar("decompressing") as progress:
+
+        def count(name: str) -> None:
+            nonlocal done
+            done += 1
+            progress(name, done, total)
+
+        nbytes = decompress_file(file, output, overwrite=force, progress=count)
+    print(f"{output}: {nbytes:,} bytes")
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A compressed file.")],
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ORIGINAL", help="The checkpoint it was made from; without it, only checksums."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a compressed file's checksums, and every tensor against the original."""
+    from birkhoff.display import console, progress_bar, show_summary, show_tensors
+    from birkhoff.verify import verify_file
+
+    with progress_bar("verifying") as progress:
+        verification = verify_file(file, against, progress=progress)
+    if as_json:
+        _print_json(verification.to_json())
+    else:
+        show_tensors(console(), verification.summary)
+        show_summary(console(), verification.summary)
+    for problem in verification.problems:
+        print(f"birkhoff: error: {file}: {problem}", file=sys.stderr)
+    if not verification.ok:
+        raise typer.Exit(1)
+    if not as_json:
+        print("verified: " + ("all tensors match" if against else "all checksums match"))
+
+
+@app.command()
+def env(as_json: JsonOption = False) -> None:
+    """Show versions, CPU features in use, threads, torch and CUDA."""
+    from birkhoff.display import console, show_environment
+    from birkhoff.environment import environment
+
+    info = environment()
+    if as_json:
+        _print_json(info)
+    else:
+        show_environment(console(), info)
+
+
+@app.command()
+def demo(
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="PATH", help="A checkpoint; without it, a sentence encoder of the demo extra."
+        ),
+    ] = None,
+    bits: Annotated[Bits, typer.Option(help="Bits a weight of the bulk.")] = "4",
+) -> None:
+    """Compress, verify and decompress trained weights in a temporary folder, without network."""
+    from birkhoff.demo import demo_weights, run_demo
+    from birkhoff.display import console, progress_bar, show_summary
+
+    with progress_bar("compressing") as progress:
+        verification = run_demo(
+            demo_weights() if path is None else path, bits=int(bits), progress=progress
+        )
+    show_summary(console(), verification.summary)
+    if not verification.ok:
+        _fail("; ".join(verification.problems), 1)
+
+
+def _parse_rule(text: str) -> tuple[str, int]:
+    pattern, _, bits = text.rpartition("=")
+    if not pattern or not bits.isdecimal():
+        raise typer.BadParameter(f"{text!r} is not of the form PATTERN=BITS, such as '*neck*=8'")
+    return pattern, int(bits)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"birkhoff: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _describe(error: Exception) -> str:
+    """One sentence for an error that a user can mend."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """Leaves as after an interrupt, so that unfinished files are removed."""
+    sys.exit(128 + number)
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output has gone; nothing more may be written to it at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)
+        if usage is not None:
+            if not usage():  # No arguments at all: the help was shown.
+                sys.exit(2)
+            _fail(f"{usage()} (`birkhoff --help` shows how)", 2)
+        # BirkhoffError is all that its own code raises besides these; any other is a bug.
+        from birkhoff._core import BirkhoffError
+
+        if isinstance(error, BirkhoffError | ValueError | OSError):
+            _fail(_describe(error), 1)
+        raise
+    if code == 130:
+        _fail("interrupted", 130)
+    sys.exit(code if isinstance(code, int) else 0)
