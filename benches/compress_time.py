@@ -97,8 +97,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
 
-    from birkhoff import _core
     from safetensors.torch import save_file
+
+    from birkhoff import _core
 
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "sam.safetensors", Path(folder) / "sam.birkhoff.safetensors"
@@ -113,7 +114,7 @@ def main() -> None:
         # What the disk alone takes: the same bytes, written and synced.
         content = target.read_bytes()
         start = time.perf_counter()
-        with open(Path(folder) / "copy", "wb") as copy:
+        with (Path(folder) / "copy").open("wb") as copy:
             copy.write(content)
             copy.flush()
             os.fsync(copy.fileno())
@@ -133,8 +134,7 @@ def main() -> None:
         "mweights_per_second": round(weights / seconds / 1e6, 1),
         "peak_anonymous_mib": round(max(run[1] for run in runs) / MIB, 1),
         "codec_mweights_per_second_one_thread": {
-            isa: round(codec_speed(arguments.bits, isa) / 1e6, 1)
-            for isa in _core.available_isas()
+            isa: round(codec_speed(arguments.bits, isa) / 1e6, 1) for isa in _core.available_isas()
         },
     }
     if arguments.json:

@@ -1,11 +1,10 @@
 """Speed of HyperLinear beside other linear layers on the CPU, all in one process, in turn.
 
-    python benches/linear.py [--json] [--quick] [--shapes 768x3072,...] [--tokens 1,196] [--threads 1,2]
+    python benches/linear.py [--json] [--shapes 768x3072,...] [--tokens 1,196] [--threads 1,2]
 
-Every layer computes the same product, M tokens of in_features by in_features x out_features, with a
-bias. A round times each layer once, over enough calls to last a few milliseconds; the table has the
-medians of the rounds. Columns: GFLOP/s (two operations a multiply-add), the ratio to torch fp32, and
-for ours the share of the measured peak of the instruction that does the work.
+Every layer computes the same product, M tokens of in_features by in_features x out_features, with
+a bias. A round times each layer once, over enough calls to last a few milliseconds; the table has
+the medians of the rounds: GFLOP/s (two operations a multiply-add) and the ratio to torch fp32.
 
 Peers come from the `bench` extra; one that is missing or fails is said, with why.
 `BIRKHOFF_ISA=avx2 python benches/linear.py` forces another instruction set of ours.
@@ -113,7 +112,9 @@ def _onnx_model(nodes: list[Any], constants: dict[str, Any], x: Any, y: tuple[in
     return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 
-def _onnx(nodes: list[Any], constants: dict[str, Any], x: torch.Tensor, out: int, threads: int) -> Layer:
+def _onnx(
+    nodes: list[Any], constants: dict[str, Any], x: torch.Tensor, out: int, threads: int
+) -> Layer:
     values = x.numpy()
     model = _onnx_model(nodes, constants, values, (len(values), out))
     try:
@@ -335,7 +336,9 @@ def main() -> None:
                     print(f"\n{threads} threads, {in_features} -> {out_features}, M = {tokens}")
                     for name in runs:
                         gflops = row["gflops"][name]
-                        print(f"  {name:20} {gflops:8.1f}  {row['ratio_to_torch_fp32'][name]:6.2f}x")
+                        print(
+                            f"  {name:20} {gflops:8.1f}  {row['ratio_to_torch_fp32'][name]:6.2f}x"
+                        )
     if arguments.json:
         report = {
             "cpu": cpu_name(),

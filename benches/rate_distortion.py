@@ -105,7 +105,10 @@ def formats(scale: str) -> Iterator[tuple[str, Callable[[Array], tuple[float, Ar
     for bits in (4, 5, 6):
         yield f"winding {bits}", ours("winding", bits)
     for bits in (4, 5, 6, 8):
-        yield f"int{bits} g64", peer(bits, lambda weights, bits=bits: round_to_nearest(weights, bits))
+        yield (
+            f"int{bits} g64",
+            peer(bits, lambda weights, bits=bits: round_to_nearest(weights, bits)),
+        )
     yield "nf4 g64", peer(4, nf4)
 
 

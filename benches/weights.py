@@ -40,8 +40,8 @@ def minilm_linears() -> dict[str, Array]:
 def sam_state_dict(size: str, seed: int = 0) -> dict[str, "torch.Tensor"]:
     """A full-size SAM (``b``, ``l`` or ``h``) with random weights.
 
-    transformers initialises the vision encoder at std 1e-10, so every matrix is drawn anew: std 0.02
-    to 0.05 by layer, and in each a few rows three to ten times as heavy.
+    transformers initialises the vision encoder at std 1e-10, so every matrix is drawn anew: std
+    0.02 to 0.05 by layer, and in each a few rows three to ten times as heavy.
     """
     import torch
     from transformers import SamConfig, SamModel, SamVisionConfig

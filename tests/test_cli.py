@@ -297,8 +297,8 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, number: signal.Signa
         time.sleep(0.01)  # until the temporary file is there
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
     assert stderr == ("birkhoff: error: interrupted\n" if number == signal.SIGINT else "")
+    assert process.returncode == 128 + number
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from conftest import Arrays, Run
@@ -100,7 +101,8 @@ def test_weights_that_are_not_finite(
     assert "--skip" in message
     summary = run_json("compress", path, "-o", output, "--skip", "layer.bad.*")
     assert [tensor["bits"] for tensor in summary["tensors"]].count(None) == 1
-    np.testing.assert_array_equal(load_file(output)["layer.bad.weight"], bad)
+    with safe_open(output, framework="numpy") as file:
+        np.testing.assert_array_equal(file.get_tensor("layer.bad.weight"), bad)
 
 
 @pytest.mark.parametrize(
@@ -140,8 +142,8 @@ def test_unusual_tensors_survive(
     assert decoded.dtype == array.dtype
     assert decoded.shape == array.shape
     assert np.isfinite(decoded).all()
-    scale = np.abs(array).max(initial=0)
-    assert (np.abs(decoded - array) <= 0.5 * scale).all()
+    # Rows of weights below 1e-33 are stored as zeros.
+    assert np.abs(decoded - array).max(initial=0) <= max(0.5 * np.abs(array).max(initial=0), 1e-33)
 
 
 def test_a_checkpoint_without_tensors(refused: Refused, tmp_path: Path, output: Path) -> None:

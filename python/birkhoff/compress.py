@@ -140,7 +140,7 @@ def _write(
     overwrite: bool,
     progress: Progress | None,
 ) -> dict[str, Distortion]:
-    """Writes all tensors in turn; returns the distortion of those that hold floats."""
+    """Writes all tensors in turn; returns the distortion of those that change."""
     total = sum(item.tensor.elements for item in plan)
     done = 0
     distortions = {}
@@ -150,7 +150,7 @@ def _write(
             tensor = item.tensor
             if isinstance(item, Coded | Stored):
                 distortion = writer.write(tensor.name, tensor.read())
-                if tensor.is_float:
+                if isinstance(item, Coded) or item.dtype != tensor.dtype:
                     distortions[tensor.name] = distortion
             done += tensor.elements
             if progress is not None:

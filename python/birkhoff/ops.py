@@ -26,8 +26,10 @@ _SCHEMA = (
 
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
-_library = torch.library.Library("birkhoff", "DEF")
-_library.define(_SCHEMA, tags=(torch.Tag.needs_fixed_stride_order,))
+_library = torch.library.Library("birkhoff", "DEF")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    _SCHEMA, tags=(torch.Tag.needs_fixed_stride_order,)
+)
 
 
 class CodedWeight:
@@ -46,7 +48,7 @@ class CodedWeight:
         ValueError: A tensor is not on the CPU or not of the dtype or size that the matrix needs.
     """
 
-    __slots__ = ("_matrix", "_tensors", "addresses", "in_features", "out_features")
+    __slots__ = ("_matrix", "addresses", "in_features", "out_features")
 
     def __init__(
         self,
@@ -76,10 +78,11 @@ class CodedWeight:
         self.addresses = (codes.data_ptr(), row_scales.data_ptr(), group_exponents.data_ptr())
         self.out_features = out_features
         self.in_features = in_features
-        self._tensors = tensors
         self._matrix = _core.BorrowedMatrix(
             tensors,
-            *(tensor.data_ptr() for tensor in tensors),
+            tensors[0].data_ptr(),
+            tensors[1].data_ptr(),
+            tensors[2].data_ptr(),
             (out_features, in_features),
             bits=bits,
             codec=codec,
@@ -165,9 +168,7 @@ def _linear_cpu(
     codec: str,
     precision: str,
 ) -> Tensor:
-    weight = CodedWeight(
-        codes, row_scales, group_exponents, out_features, in_features, bits, codec
-    )
+    weight = CodedWeight(codes, row_scales, group_exponents, out_features, in_features, bits, codec)
     return weight.linear(x, bias, precision)
 
 
@@ -187,7 +188,7 @@ def _linear_fake(
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-_library.impl("linear", _linear_cpu, "CPU")
+_library.impl("linear", _linear_cpu, "CPU")  # type: ignore[no-untyped-call]
 torch.library.register_fake("birkhoff::linear", _linear_fake, lib=_library)
 
 linear = cast("Callable[..., Tensor]", torch.ops.birkhoff.linear)

@@ -65,8 +65,9 @@ DECODER = [Row("*mask_decoder*", "8")]
 #: A decoder beside a light image encoder: the rest of it is part of the bulk.
 LARGE_DECODER = [
     Row("*mask_decoder*mlp*", "bits + 1"),
-    Row("*mask_decoder*q_proj.weight", "8"),
-    Row("*mask_decoder*k_proj.weight", "8"),
+    Row("*mask_decoder*self_attn.[qk]_proj.weight", "bits + 1"),
+    # The attention between tokens and image, where the masks are made.
+    Row("*mask_decoder*image*.[qk]_proj.weight", "8"),
     Row("*mask_decoder*upscal*", "8"),
 ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 Precision = Literal["highest", "high", "medium"]
 
@@ -41,4 +41,4 @@ def checked(precision: str) -> Precision:
         raise ValueError(
             f'there is no precision {precision!r}; choose "highest", "high" or "medium"'
         )
-    return cast(Precision, precision)
+    return precision

@@ -152,7 +152,7 @@ def _summarize(entry: Entry, distortion: Distortion | None) -> TensorSummary:
         kind = f"{entry.bits} bits"
     elif tied:
         kind = "tied"
-    elif entry.stored_dtype in (None, entry.dtype):
+    elif entry.stored_dtype == entry.dtype:
         kind = entry.dtype
     else:
         kind = f"{entry.dtype} as {entry.stored_dtype}"

@@ -34,6 +34,8 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        // The first use loads NumPy's C interface, where an interrupt would be a panic: use it now.
+        numpy::PyArray1::<u8>::zeros(module.py(), 0, false);
         super::errors::add_to(module)
     }
 }

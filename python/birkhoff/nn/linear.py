@@ -146,7 +146,9 @@ class HyperLinear(nn.Module):
         buffers = self._modules["weight"]._buffers  # type: ignore[union-attr]
         codes, row_scales = buffers["codes"], buffers["row_scales"]
         group_exponents = buffers["group_exponents"]
-        assert codes is not None and row_scales is not None and group_exponents is not None
+        assert codes is not None
+        assert row_scales is not None
+        assert group_exponents is not None
         return codes, row_scales, group_exponents
 
     def _coded_weight(self) -> ops.CodedWeight:

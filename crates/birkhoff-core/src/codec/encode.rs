@@ -194,9 +194,6 @@ impl MatrixView<'_> {
     }
 }
 
-/// The largest row scale whose largest weight is a finite f32.
-const LARGEST_SCALE: f32 = f32::MAX / 128.0;
-
 /// Encodes strips; keeps its memory from one to the next.
 struct StripEncoder {
     layout: Layout,
@@ -320,7 +317,11 @@ impl StripEncoder {
             let exponents = &self.exponents[row * self.layout.groups()..];
             let group_scale = |group: usize| GROUP_SCALE[usize::from(exponents[group])];
             let products = Products::new(weights, &self.values, group_scale);
-            let scale = products.refit(self.options.refit).unwrap_or(*scale);
+            // A row that is stored as zero stays so.
+            let scale = match *scale {
+                zero if zero == bf16::ZERO => zero,
+                scale => products.refit(self.options.refit, scale),
+            };
             row_scales[2 * row..][..2].copy_from_slice(&scale.to_le_bytes());
             let scale = scale.to_f32();
             distortion.add(&products.distortion(scale));
@@ -450,14 +451,16 @@ impl Products {
         products
     }
 
-    /// The row scale that fits best; none where the values point away from the weights, as those of
-    /// a few tiny weights may.
-    fn refit(&self, refit: ScaleRefit) -> Option<bf16> {
-        let scale = match refit {
+    /// The row scale that fits best. It stays within an octave of `scale`: the values of a few tiny
+    /// weights may be so poor that their products mean nothing.
+    fn refit(&self, refit: ScaleRefit, scale: bf16) -> bf16 {
+        let best = match refit {
             ScaleRefit::Unbiased => self.ww / self.wq,
             ScaleRefit::LeastSquares => self.wq / self.qq,
         };
-        (self.wq > 0.0).then(|| bf16::from_f64(scale.min(f64::from(LARGEST_SCALE))))
+        let scale = scale.to_f64();
+        let within = if self.wq > 0.0 { best.clamp(scale / 2.0, scale * 2.0) } else { scale };
+        bf16::from_f64(within.min(f64::from(scale::LARGEST)))
     }
 
     /// Signal and noise under a row scale; the largest error is not known here.

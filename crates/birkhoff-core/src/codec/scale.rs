@@ -64,6 +64,8 @@ impl ScaleRefit {
 
 /// Rows whose scale is below this are stored as zero: a group's scale would not be a normal float.
 pub const SMALLEST: f32 = 1e-35;
+/// The largest row scale: under it, the largest weight is a finite f32.
+pub const LARGEST: f32 = f32::MAX / 128.0;
 
 /// Root mean square of the weights in units of the curve's, at which the error is least.
 fn load(trajectory: Trajectory) -> f64 {
@@ -92,7 +94,8 @@ pub fn choose(
         let (rms, largest) = rms_and_largest(group);
         (rms / load).max(largest / 127.0)
     }));
-    let row_scale = bf16::from_f64(wanted.iter().copied().fold(0.0, f64::max));
+    let row_scale =
+        bf16::from_f64(wanted.iter().copied().fold(0.0, f64::max).min(f64::from(LARGEST)));
     for (&wanted, exponent) in wanted.iter().zip(exponents) {
         let ratio = wanted / row_scale.to_f64();
         *exponent = match trajectory {

@@ -87,12 +87,12 @@ impl Vector for __m256i {
 /// The CPU must have [`crate::isa::Isa::Avx2`]; lengths as for [`generic::blocks`].
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn blocks(trajectory: Trajectory, strip: &[u8], first: usize, out: &mut [i8]) {
-    // SAFETY: CURVE has 256 bytes; the caller says that the CPU has the instruction set.
-    let table = std::array::from_fn(|part| unsafe {
-        _mm256_broadcastsi128_si256(_mm_loadu_si128(CURVE.as_ptr().add(16 * part).cast()))
-    });
-    // SAFETY: the caller upholds all that is needed.
+    // SAFETY: CURVE has 256 bytes; the caller upholds all else that is needed.
     unsafe {
+        let mut table = [_mm256_setzero_si256(); 8];
+        for (table, values) in table.iter_mut().zip(CURVE.chunks_exact(16)) {
+            *table = _mm256_broadcastsi128_si256(_mm_loadu_si128(values.as_ptr().cast()));
+        }
         with_code!(trajectory, C => generic::blocks::<__m256i, C>(&table, strip, first, out),
             int8 => super::plain::blocks(trajectory, strip, first, out))
     }

@@ -70,10 +70,16 @@ impl Vector for __m512i {
 #[inline(always)]
 pub(crate) unsafe fn curve(flip: u8) -> [__m512i; 4] {
     // SAFETY: CURVE has 256 bytes; the caller says that the CPU has the instruction set.
-    std::array::from_fn(|part| unsafe {
-        let values = __m512i::load(CURVE.as_ptr().cast::<u8>().add(64 * part));
-        _mm512_xor_si512(values, _mm512_set1_epi8(flip as i8))
-    })
+    unsafe {
+        let flip = _mm512_set1_epi8(flip as i8);
+        let curve = CURVE.as_ptr().cast::<u8>();
+        [
+            _mm512_xor_si512(__m512i::load(curve), flip),
+            _mm512_xor_si512(__m512i::load(curve.add(64)), flip),
+            _mm512_xor_si512(__m512i::load(curve.add(128)), flip),
+            _mm512_xor_si512(__m512i::load(curve.add(192)), flip),
+        ]
+    }
 }
 
 /// Decodes blocks `first..` of a strip; see [`super::blocks`]. The bits of `flip` are inverted in

@@ -140,40 +140,70 @@ unsafe fn weight<V: Vector, C: Code, const INDEX: u32>(words: &[V; MAX_WORDS + 1
     }
 }
 
-/// Decodes one block of [`Vector::ROWS`] rows to its quads.
-///
-/// `codes` is where the rows' first word lies, `before` the rows' last word before the block, which
-/// is replaced by their last word of the block.
-///
-/// # Safety
-/// The CPU must have the instruction set of `V`, and the words of the block must be readable.
-#[inline(always)]
-pub(crate) unsafe fn block<V: Vector, C: Code>(
-    table: &V::Table,
-    before: &mut V,
-    codes: *const u8,
-) -> [V; QUADS] {
-    let bits = const { C::TRAJECTORY.bits() as usize };
-    let mut words = [*before; MAX_WORDS + 1];
-    for word in 0..bits {
-        // SAFETY: the caller says that the block's words are readable; they lie 64 bytes apart.
-        words[word + 1] = unsafe { V::load(codes.add(word * 4 * STRIP)) };
+/// The words of a block of [`Vector::ROWS`] rows, and the last ones before it.
+#[derive(Clone, Copy)]
+pub(crate) struct Words<V>([V; MAX_WORDS + 1]);
+
+impl<V: Vector> Words<V> {
+    /// Reads the words of a block from `codes`, where the rows' first word lies. `before` is the
+    /// rows' last word before the block, and becomes their last word of it.
+    ///
+    /// # Safety
+    /// The CPU must have the instruction set of `V`, and the words of the block must be readable.
+    #[inline(always)]
+    pub(crate) unsafe fn load<C: Code>(before: &mut V, codes: *const u8) -> Self {
+        let bits = const { C::TRAJECTORY.bits() as usize };
+        let mut words = [*before; MAX_WORDS + 1];
+        for word in 0..bits {
+            // SAFETY: the caller says that the words are readable; they lie 64 bytes apart.
+            words[word + 1] = unsafe { V::load(codes.add(word * 4 * STRIP)) };
+        }
+        *before = words[bits];
+        Words(words)
     }
-    *before = words[bits];
-    macro_rules! quad {
-        ($even:literal) => {
-            V::lookup(
-                V::merge_high_bytes(
-                    weight::<V, C, $even>(&words),
-                    weight::<V, C, { $even + 1 }>(&words),
-                ),
-                table,
-            )
-        };
+
+    /// Decodes the quad whose first weight is `EVEN`: twice the quad's number; `ODD` is the next.
+    ///
+    /// # Safety
+    /// The CPU must have the instruction set of `V`.
+    #[inline(always)]
+    pub(crate) unsafe fn quad<C: Code, const EVEN: u32, const ODD: u32>(
+        &self,
+        table: &V::Table,
+    ) -> V {
+        // SAFETY: the caller says that the CPU has the instruction set.
+        unsafe {
+            let even = weight::<V, C, EVEN>(&self.0);
+            let odd = weight::<V, C, ODD>(&self.0);
+            V::merge_high_bytes(even, odd).lookup(table)
+        }
     }
-    // SAFETY: the caller says that the CPU has the instruction set.
-    unsafe { [quad!(0), quad!(2), quad!(4), quad!(6), quad!(8), quad!(10), quad!(12), quad!(14)] }
 }
+
+/// Evaluates `$with` for each quad of a block, with its number `$quad` and values `$values`. Unrolled
+/// for certain, so that the taps are constants.
+macro_rules! for_each_quad {
+    ($Code:ty, $words:expr, $table:expr, |$quad:ident, $values:ident| $with:expr) => {
+        $crate::decode::generic::for_each_quad!(
+            @ $Code, $words, $table, $quad, $values, $with,
+            (0 1) (2 3) (4 5) (6 7) (8 9) (10 11) (12 13) (14 15)
+        )
+    };
+    (@ $Code:ty, $words:expr, $table:expr, $quad:ident, $values:ident, $with:expr,
+        ($even:literal $odd:literal) $($rest:tt)*
+    ) => {
+        {
+            let $quad = $even / 2;
+            let $values = $words.quad::<$Code, $even, $odd>($table);
+            $with
+        }
+        $crate::decode::generic::for_each_quad!(
+            @ $Code, $words, $table, $quad, $values, $with, $($rest)*
+        )
+    };
+    (@ $Code:ty, $words:expr, $table:expr, $quad:ident, $values:ident, $with:expr,) => {};
+}
+pub(crate) use for_each_quad;
 
 /// Where the last word before block `first` of a strip lies, in bytes from its start.
 pub(crate) fn word_before(blocks: usize, block_len: usize, first: usize) -> usize {
@@ -205,10 +235,10 @@ pub(super) unsafe fn blocks<V: Vector, C: Code>(
             let mut codes = strip.as_ptr().add(first * block_len + 4 * row);
             let mut to = out.as_mut_ptr().add(4 * row);
             for _ in 0..out.len() / DECODED_BLOCK {
-                let quads = block::<V, C>(table, &mut before, codes);
-                for (quad, values) in quads.into_iter().enumerate() {
+                let words = Words::load::<C>(&mut before, codes);
+                for_each_quad!(C, words, table, |quad, values| {
                     values.store(to.add(quad * 4 * STRIP));
-                }
+                });
                 codes = codes.add(block_len);
                 to = to.add(DECODED_BLOCK);
             }

@@ -1,6 +1,6 @@
 //! Theta to int8: a strip of 16 rows, block by block.
 //!
-//! [`plain`] is the definition; [`generic`] is the same over vectors, for [`avx2`] and [`avx512`].
+//! `plain` is the definition; `generic` is the same over vectors, for `avx2` and `avx512`.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;

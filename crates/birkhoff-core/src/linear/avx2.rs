@@ -130,11 +130,16 @@ impl Kernel for Avx2 {
     #[inline(always)]
     unsafe fn dot(sum: Self::Int, weights: Self::Weights, x: Self::Activations) -> Self::Int {
         // SAFETY: the caller says that the CPU has the instruction set.
-        std::array::from_fn(|half| unsafe {
-            let first = _mm256_madd_epi16(weights[0][half], x[0]);
-            let second = _mm256_madd_epi16(weights[1][half], x[1]);
-            _mm256_add_epi32(_mm256_add_epi32(sum[half], first), second)
-        })
+        unsafe {
+            let mut sum = sum;
+            for half in 0..2 {
+                for pair in 0..2 {
+                    let products = _mm256_madd_epi16(weights[pair][half], x[pair]);
+                    sum[half] = _mm256_add_epi32(sum[half], products);
+                }
+            }
+            sum
+        }
     }
 
     #[inline(always)]
@@ -146,13 +151,14 @@ impl Kernel for Avx2 {
     #[inline(always)]
     unsafe fn combine<const PLANES: usize>(sums: [Self::Int; PLANES]) -> Self::Float {
         // SAFETY: the caller says that the CPU has the instruction set.
-        std::array::from_fn(|half| unsafe {
-            let upper = _mm256_cvtepi32_ps(sums[0][half]);
+        unsafe {
+            let upper = [_mm256_cvtepi32_ps(sums[0][0]), _mm256_cvtepi32_ps(sums[0][1])];
             if PLANES == 1 {
                 return upper;
             }
-            _mm256_fmadd_ps(upper, _mm256_set1_ps(256.0), _mm256_cvtepi32_ps(sums[1][half]))
-        })
+            let lower = [_mm256_cvtepi32_ps(sums[1][0]), _mm256_cvtepi32_ps(sums[1][1])];
+            Self::mul_add(upper, Self::splat(256.0), lower)
+        }
     }
 
     #[inline(always)]
@@ -188,13 +194,13 @@ impl Kernel for Avx2 {
     #[inline(always)]
     unsafe fn mul(a: Self::Float, b: Self::Float) -> Self::Float {
         // SAFETY: the caller says that the CPU has the instruction set.
-        std::array::from_fn(|half| unsafe { _mm256_mul_ps(a[half], b[half]) })
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
     unsafe fn mul_add(a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float {
         // SAFETY: the caller says that the CPU has the instruction set.
-        std::array::from_fn(|half| unsafe { _mm256_fmadd_ps(a[half], b[half], c[half]) })
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
     }
 
     #[inline(always)]

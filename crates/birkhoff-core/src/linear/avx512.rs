@@ -23,17 +23,120 @@ pub(super) struct Avx512;
 /// Inverted in decoded values: `value ^ 0x80` is `value + 128` as an unsigned byte.
 const FLIP: u8 = 0x80;
 
-/// Places of digit `digit` (0: lowest byte) of 32 columns in two vectors of i32, in the order of a
-/// decoded block: the first half of an index vector for `vpermi2b`.
-const fn digits(upper: usize, lower: usize) -> [u8; 64] {
+/// 32 columns, 0 for those past the end.
+///
+/// # Safety
+/// The CPU must have AVX-512.
+#[inline(always)]
+unsafe fn load_block(x: &[f32]) -> [__m512; 2] {
+    // SAFETY: what is read lies within `x`.
+    unsafe {
+        if x.len() >= BLOCK {
+            return [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(STRIP))];
+        }
+        let mask = (1u32 << x.len()) - 1;
+        [
+            _mm512_maskz_loadu_ps(mask as u16, x.as_ptr()),
+            _mm512_maskz_loadu_ps((mask >> STRIP) as u16, x.as_ptr().wrapping_add(STRIP)),
+        ]
+    }
+}
+
+/// [`activations::largest_bits`].
+///
+/// # Safety
+/// The CPU must have AVX-512.
+#[inline(always)]
+unsafe fn largest_bits(x: &[f32]) -> u32 {
+    // SAFETY: the caller says that the CPU has the instruction set.
+    unsafe {
+        let magnitude = _mm512_set1_epi32(0x7fff_ffff);
+        let mut largest = [_mm512_setzero_si512(); 2];
+        for block in x.chunks(BLOCK) {
+            let [first, second] = load_block(block);
+            let first = _mm512_and_si512(_mm512_castps_si512(first), magnitude);
+            let second = _mm512_and_si512(_mm512_castps_si512(second), magnitude);
+            largest = [_mm512_max_epu32(largest[0], first), _mm512_max_epu32(largest[1], second)];
+        }
+        _mm512_reduce_max_epu32(_mm512_max_epu32(largest[0], largest[1]))
+    }
+}
+
+/// Which bytes of 32 values of i32 in two vectors are two digits (0: the lowest) of a block: what
+/// `vpermi2b` takes.
+const fn digits(first: usize, second: usize) -> [u8; 64] {
     let mut places = [0; 64];
     let mut index = 0;
     while index < BLOCK {
-        places[index] = (4 * activations::column(index) + upper) as u8;
-        places[BLOCK + index] = (4 * activations::column(index) + lower) as u8;
+        places[index] = (4 * activations::column(index) + first) as u8;
+        places[BLOCK + index] = (4 * activations::column(index) + second) as u8;
         index += 1;
     }
     places
+}
+
+/// Quantises to planes of a digit each, and sums the integers of each group, times -128. With three
+/// planes, the sums are of the integers without their lowest digit, and of that.
+///
+/// # Safety
+/// The CPU must have AVX-512, and planes and sums must be writable.
+#[inline(always)]
+unsafe fn quantize<const PLANES: usize>(
+    x: &[f32],
+    steps: Steps,
+    mut planes: *mut i8,
+    sums: *mut i32,
+) {
+    let upper = const { if PLANES == 3 { digits(2, 1) } else { digits(1, 0) } };
+    let lowest = const { digits(0, 0) };
+    // SAFETY: the caller says that the CPU has the instruction set and where may be written; the
+    // planes of a block are `32 * PLANES` bytes.
+    unsafe {
+        let inverse = _mm512_set1_ps(steps.inverse);
+        // Adding 128 to every digit makes the bytes of the integers the digits + 128.
+        let carry = _mm512_set1_epi32(0x0080_8080);
+        let flip = _mm512_set1_epi8(FLIP as i8);
+        let byte = _mm512_set1_epi32(255);
+        let upper = _mm512_loadu_si512(upper.as_ptr().cast());
+        let lowest = _mm512_loadu_si512(lowest.as_ptr().cast());
+        for (group, columns) in x.chunks(GROUP).enumerate() {
+            let mut sum = _mm512_setzero_si512();
+            let mut low_sum = _mm512_setzero_si512();
+            for block in columns.chunks(BLOCK) {
+                let [first, second] = load_block(block);
+                let first = _mm512_cvtps_epi32(_mm512_mul_ps(first, inverse));
+                let second = _mm512_cvtps_epi32(_mm512_mul_ps(second, inverse));
+                sum = _mm512_add_epi32(sum, _mm512_add_epi32(first, second));
+                let first = _mm512_add_epi32(first, carry);
+                let second = _mm512_add_epi32(second, carry);
+                let digits = _mm512_permutex2var_epi8(first, upper, second);
+                let digits = _mm512_xor_si512(digits, flip);
+                if PLANES == 1 {
+                    let lowest = _mm512_extracti64x4_epi64::<1>(digits);
+                    _mm256_storeu_si256(planes.cast(), lowest);
+                } else {
+                    _mm512_storeu_si512(planes.cast(), digits);
+                }
+                if PLANES == 3 {
+                    let digits = _mm512_permutex2var_epi8(first, lowest, second);
+                    let digits = _mm512_castsi512_si256(_mm512_xor_si512(digits, flip));
+                    _mm256_storeu_si256(planes.add(2 * BLOCK).cast(), digits);
+                    low_sum = _mm512_add_epi32(low_sum, _mm512_and_si512(first, byte));
+                    low_sum = _mm512_add_epi32(low_sum, _mm512_and_si512(second, byte));
+                }
+                planes = planes.add(PLANES * BLOCK);
+            }
+            let mut sum = _mm512_reduce_add_epi32(sum);
+            if PLANES == 3 {
+                // Each of the lowest digits is its byte less 128.
+                let padded = columns.len().next_multiple_of(BLOCK) as i32;
+                let low_sum = _mm512_reduce_add_epi32(low_sum).wrapping_sub(128 * padded);
+                sum = sum.wrapping_sub(low_sum) >> 8;
+                *sums.add(2 * group + 1) = low_sum.wrapping_mul(-128);
+            }
+            *sums.add(2 * group) = sum.wrapping_mul(-128);
+        }
+    }
 }
 
 impl Kernel for Avx512 {
@@ -63,81 +166,13 @@ impl Kernel for Avx512 {
 
     #[inline(always)]
     unsafe fn quantize(x: &[f32], precision: Precision, planes: *mut i8, sums: *mut i32) -> f32 {
-        const HIGHEST: [u8; 64] = digits(2, 1);
-        const HIGH: [u8; 64] = digits(1, 0);
-        // SAFETY: the caller says that the CPU has the instruction set and that planes and sums
-        // are writable; masked loads stay within `x`.
+        // SAFETY: the caller upholds all that is needed.
         unsafe {
-            let load = |start: usize| {
-                let mask = match x.len().saturating_sub(start) {
-                    0 => return _mm512_setzero_ps(),
-                    len @ ..STRIP => (1 << len) - 1,
-                    _ => u16::MAX,
-                };
-                _mm512_maskz_loadu_ps(mask, x.as_ptr().add(start))
-            };
-            let magnitude = _mm512_set1_epi32(0x7fff_ffff);
-            let mut largest = _mm512_setzero_si512();
-            for start in (0..x.len()).step_by(STRIP) {
-                let bits = _mm512_and_si512(_mm512_castps_si512(load(start)), magnitude);
-                largest = _mm512_max_epu32(largest, bits);
-            }
-            let steps = Steps::new(_mm512_reduce_max_epu32(largest), precision);
-            let inverse = _mm512_set1_ps(steps.inverse);
-            let number = Self::planes(precision);
-            // Adding 128 to every digit makes the bytes of the sum the digits + 128.
-            let carry = _mm512_set1_epi32(0x0080_8080);
-            let flip = _mm512_set1_epi8(FLIP as i8);
-            let places = match precision {
-                Precision::Highest => HIGHEST,
-                _ => HIGH,
-            };
-            let places = _mm512_loadu_si512(places.as_ptr().cast());
-            let low_places = _mm512_loadu_si512(HIGH.as_ptr().add(BLOCK).cast::<__m256i>().cast());
-            for (group, columns) in x.chunks(GROUP).enumerate() {
-                let mut sum = _mm512_setzero_si512();
-                let mut low_sum = _mm512_setzero_si512();
-                for block in 0..columns.len().div_ceil(BLOCK) {
-                    let start = group * GROUP + block * BLOCK;
-                    let fixed = |start| _mm512_cvtps_epi32(_mm512_mul_ps(load(start), inverse));
-                    let values = [fixed(start), fixed(start + STRIP)];
-                    let biased = values.map(|value| _mm512_add_epi32(value, carry));
-                    for (value, biased) in values.into_iter().zip(biased) {
-                        sum = _mm512_add_epi32(sum, value);
-                        let low = _mm512_and_si512(biased, _mm512_set1_epi32(255));
-                        low_sum = _mm512_add_epi32(low_sum, low);
-                    }
-                    let digits = |places| {
-                        let bytes = _mm512_permutex2var_epi8(biased[0], places, biased[1]);
-                        _mm512_xor_si512(bytes, flip)
-                    };
-                    let plane = |plane: usize| planes.add((start * number) + plane * BLOCK);
-                    let first = digits(places);
-                    match precision {
-                        Precision::Medium => {
-                            _mm256_storeu_si256(
-                                plane(0).cast(),
-                                _mm512_extracti64x4_epi64::<1>(first),
-                            );
-                        }
-                        Precision::High => _mm512_storeu_si512(plane(0).cast(), first),
-                        Precision::Highest => {
-                            _mm512_storeu_si512(plane(0).cast(), first);
-                            let low = digits(low_places);
-                            _mm256_storeu_si256(plane(2).cast(), _mm512_castsi512_si256(low));
-                        }
-                    }
-                }
-                let sum = _mm512_reduce_add_epi32(sum);
-                // Each of the lowest digits is one of its bytes less 128.
-                let padded = columns.len().next_multiple_of(BLOCK) as i32;
-                let low_sum = _mm512_reduce_add_epi32(low_sum) - 128 * padded;
-                let (sum, low_sum) = match precision {
-                    Precision::Highest => (sum.wrapping_sub(low_sum) >> 8, low_sum),
-                    _ => (sum, 0),
-                };
-                *sums.add(2 * group) = sum.wrapping_mul(-128);
-                *sums.add(2 * group + 1) = low_sum.wrapping_mul(-128);
+            let steps = Steps::new(largest_bits(x), precision);
+            match precision {
+                Precision::Medium => quantize::<1>(x, steps, planes, sums),
+                Precision::High => quantize::<2>(x, steps, planes, sums),
+                Precision::Highest => quantize::<3>(x, steps, planes, sums),
             }
             steps.scale
         }
@@ -205,14 +240,18 @@ impl Kernel for Avx512 {
 
     #[inline(always)]
     unsafe fn start<const PLANES: usize>(sums: *const i32) -> [__m512i; PLANES] {
-        // SAFETY: the caller says that both sums are readable.
-        std::array::from_fn(|plane| unsafe {
-            match (PLANES, plane) {
-                (1, 0) | (2, 1) | (3, 1) => _mm512_set1_epi32(*sums),
-                (3, 2) => _mm512_set1_epi32(*sums.add(1)),
-                _ => _mm512_setzero_si512(),
+        // SAFETY: the caller says that the sums are readable, and the CPU has the instruction set.
+        unsafe {
+            let mut start = [_mm512_setzero_si512(); PLANES];
+            match PLANES {
+                1 => start[0] = _mm512_set1_epi32(*sums),
+                _ => start[1] = _mm512_set1_epi32(*sums),
             }
-        })
+            if PLANES == 3 {
+                start[2] = _mm512_set1_epi32(*sums.add(1));
+            }
+            start
+        }
     }
 
     #[inline(always)]

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::kernel::Kernel;
 use super::panel::Ends;
 use super::schedule::Product;
-use crate::decode::generic::{self, Code, Vector, with_code};
+use crate::decode::generic::{self, Code, Vector, Words, for_each_quad, with_code};
 use crate::layout::{BLOCK, GROUP, STRIP};
 
 /// Whether a product of so many tokens is faster here than in [`super::panel`]: beyond this, the
@@ -16,7 +16,7 @@ pub(super) fn suits<K: Kernel>(product: &Product<'_, K>, tokens: usize) -> bool 
 }
 
 /// Most planes of all tokens.
-const MAX_ROWS: usize = 8;
+const MAX_ROWS: usize = 4;
 
 /// Multiplies `strips` with `tokens`, for which it must be [suitable](suits), and writes the outputs.
 /// `table` is the curve as [`Kernel::weights`] would give it.
@@ -32,44 +32,42 @@ pub(super) unsafe fn multiply<K: Kernel>(
 ) where
     K::Weights: Vector,
 {
+    let ends = Ends::new(product, strips.clone());
     macro_rules! strips {
         ($planes:literal, $tokens:literal) => {
             with_code!(
                 product.matrix.layout().trajectory(),
-                C => for strip in strips {
-                    // SAFETY: the caller upholds all that is needed.
-                    unsafe {
-                        multiply_strip::<K, C, $planes, $tokens>(product, strip, tokens.start, table);
-                    }
+                C => for index in 0..strips.len() {
+                    multiply_strip::<K, C, $planes, $tokens>(
+                        product, &ends, index, tokens.start, table,
+                    );
                 },
                 int8 => unreachable!("int8 does not suit"),
             )
         };
     }
-    match (product.planes, tokens.len()) {
-        (1, 1) => strips!(1, 1),
-        (1, 2) => strips!(1, 2),
-        (1, 3) => strips!(1, 3),
-        (1, 4) => strips!(1, 4),
-        (1, 5) => strips!(1, 5),
-        (1, 6) => strips!(1, 6),
-        (1, 7) => strips!(1, 7),
-        (1, 8) => strips!(1, 8),
-        (2, 1) => strips!(2, 1),
-        (2, 2) => strips!(2, 2),
-        (2, 3) => strips!(2, 3),
-        (2, 4) => strips!(2, 4),
-        (3, 1) => strips!(3, 1),
-        (3, 2) => strips!(3, 2),
-        (planes, tokens) => unreachable!("{tokens} tokens of {planes} planes do not suit"),
+    // SAFETY: the caller upholds all that is needed.
+    unsafe {
+        match (product.planes, tokens.len()) {
+            (1, 1) => strips!(1, 1),
+            (1, 2) => strips!(1, 2),
+            (1, 3) => strips!(1, 3),
+            (1, 4) => strips!(1, 4),
+            (2, 1) => strips!(2, 1),
+            (2, 2) => strips!(2, 2),
+            (3, 1) => strips!(3, 1),
+            (planes, tokens) => unreachable!("{tokens} tokens of {planes} planes do not suit"),
+        }
     }
 }
 
 /// See [`multiply`].
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "one index runs through several arrays")]
 unsafe fn multiply_strip<K: Kernel, C: Code, const PLANES: usize, const TOKENS: usize>(
     product: &Product<'_, K>,
-    strip: usize,
+    ends: &Ends,
+    index: usize,
     token: usize,
     table: &<K::Weights as Vector>::Table,
 ) where
@@ -77,7 +75,7 @@ unsafe fn multiply_strip<K: Kernel, C: Code, const PLANES: usize, const TOKENS: 
 {
     let layout = product.matrix.layout();
     let token_len = product.token_len;
-    let ends = Ends::new(product, strip, 1);
+    let strip = ends.strips.start + index;
     let codes = product.matrix.strip(strip);
     // SAFETY: the caller says that tokens and strip are there; all offsets are within them.
     unsafe {
@@ -96,15 +94,15 @@ unsafe fn multiply_strip<K: Kernel, C: Code, const PLANES: usize, const TOKENS: 
             let blocks = left.min(GROUP / BLOCK);
             left -= blocks;
             for _ in 0..blocks {
-                let quads = generic::block::<K::Weights, C>(table, &mut before, codes);
-                for (quad, weights) in quads.into_iter().enumerate() {
+                let words = Words::load::<C>(&mut before, codes);
+                for_each_quad!(C, words, table, |quad, weights| {
                     for t in 0..TOKENS {
                         for plane in 0..PLANES {
                             let x = K::activations(x.add(t * token_len + plane * BLOCK + 4 * quad));
                             int[t][plane] = K::dot(int[t][plane], weights, x);
                         }
                     }
-                }
+                });
                 codes = codes.add(C::TRAJECTORY.bits() as usize * 4 * STRIP);
                 x = x.add(PLANES * BLOCK);
             }
@@ -115,7 +113,7 @@ unsafe fn multiply_strip<K: Kernel, C: Code, const PLANES: usize, const TOKENS: 
             group_sums = group_sums.add(2);
         }
         for t in 0..TOKENS {
-            ends.write(product, token + t, 0, y[t]);
+            ends.write(product, token + t, index, y[t]);
         }
     }
 }

@@ -1,19 +1,19 @@
 //! Decode and multiply in one operator: `y = x W^T + b`.
 //!
-//! Activations are turned into fixed point, token by token ([`activations`]), and multiplied with
+//! Activations are turned into fixed point, token by token (`activations`), and multiplied with
 //! the int8 values of the weights in integers, group by group; only the sums of groups are floats.
-//! Since integers are exact and the few float operations have a fixed order ([`panel`]), outputs are
+//! Since integers are exact and the few float operations have a fixed order (`panel`), outputs are
 //! bit-identical on every instruction set, number of threads and number of tokens in a call.
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | [`operand`] | input and output matrices |
-//! | [`activations`] | floats to planes of integers |
-//! | [`schedule`] | chunks, tasks and scratch memory |
-//! | [`panel`] | kernels that decode to cache and multiply with many tokens |
+//! | `operand` | input and output matrices |
+//! | `activations` | floats to planes of integers |
+//! | `schedule` | chunks, tasks and scratch memory |
+//! | `panel` | kernels that decode to cache and multiply with many tokens |
 //! | `gemv` | kernels for a few tokens, that decode in registers |
-//! | [`kernel`] | what they ask of an instruction set |
-//! | [`portable`], [`avx2`], [`avx512`] | the instruction sets |
+//! | `kernel` | what they ask of an instruction set |
+//! | `portable`, `avx2`, `avx512` | the instruction sets |
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -96,8 +96,9 @@ impl LinearOptions {
 /// A token (row of `x`) that holds NaN or infinity gets outputs that are all NaN; no other token is
 /// touched by it. A token of zeros gets exactly the bias.
 ///
-/// Takes, beside its arguments, at most 16 MiB or 48 tokens of activations (1 to 4 bytes a value),
-/// whichever is more, and half a MiB a thread; threads keep that memory for their next call.
+/// Takes, beside its arguments, at most 3 MiB a thread or 48 tokens of activations, whichever is more
+/// (1 to 4 bytes a value, and never more than 1024 tokens), and half a MiB a thread for decoded
+/// weights and sums. Threads keep that memory for their next call, up to 32 MiB of each.
 ///
 /// # Errors
 /// [`Error::Shape`] if the shapes do not fit together, [`Error::Isa`] if the CPU lacks the

@@ -88,7 +88,7 @@ unsafe fn multiply_strips<K: Kernel, const PLANES: usize, const STRIPS: usize>(
     workspace: &mut Workspace<K>,
 ) {
     let layout = product.matrix.layout();
-    let ends = Ends::new(product, strip, STRIPS);
+    let ends = Ends::new(product, strip..strip + STRIPS);
     for first in (0..layout.blocks()).step_by(PANEL_BLOCKS) {
         let part = Part { first, blocks: (layout.blocks() - first).min(PANEL_BLOCKS) };
         for index in 0..STRIPS {
@@ -110,11 +110,20 @@ unsafe fn multiply_strips<K: Kernel, const PLANES: usize, const STRIPS: usize>(
             // SAFETY: the caller upholds what is needed of tokens and strips; the workspace has
             // room for the sums of all tokens of a task.
             unsafe {
+                macro_rules! tile {
+                    ($tokens:literal) => {
+                        tile::<K, PLANES, STRIPS, $tokens>(
+                            product, workspace, part, &ends, token, sums,
+                        )
+                    };
+                }
                 match size {
-                    1 => tile::<K, PLANES, STRIPS, 1>(product, workspace, part, &ends, token, sums),
-                    2 => tile::<K, PLANES, STRIPS, 2>(product, workspace, part, &ends, token, sums),
-                    3 => tile::<K, PLANES, STRIPS, 3>(product, workspace, part, &ends, token, sums),
-                    _ => tile::<K, PLANES, STRIPS, 4>(product, workspace, part, &ends, token, sums),
+                    1 => tile!(1),
+                    2 => tile!(2),
+                    3 => tile!(3),
+                    4 => tile!(4),
+                    5 => tile!(5),
+                    _ => tile!(6),
                 }
             }
             token += size;
@@ -158,22 +167,22 @@ pub(super) struct Ends {
     row_scales: [[f32; STRIP]; PANEL_STRIPS],
     bias: [[f32; STRIP]; PANEL_STRIPS],
     rows: [usize; PANEL_STRIPS],
-    strip: usize,
+    pub(super) strips: Range<usize>,
 }
 
 impl Ends {
-    pub(super) fn new<K: Kernel>(product: &Product<'_, K>, strip: usize, strips: usize) -> Self {
+    pub(super) fn new<K: Kernel>(product: &Product<'_, K>, strips: Range<usize>) -> Self {
         let mut ends = Ends {
             row_scales: [[0.0; STRIP]; PANEL_STRIPS],
             bias: [[0.0; STRIP]; PANEL_STRIPS],
             rows: [0; PANEL_STRIPS],
-            strip,
+            strips: strips.clone(),
         };
-        for index in 0..strips {
-            let row = (strip + index) * STRIP;
+        for (index, strip) in strips.enumerate() {
+            let row = strip * STRIP;
             let rows = (product.matrix.layout().rows() - row).min(STRIP);
             ends.rows[index] = rows;
-            ends.row_scales[index] = product.matrix.strip_row_scales(strip + index);
+            ends.row_scales[index] = product.matrix.strip_row_scales(strip);
             if let Some(bias) = product.bias {
                 ends.bias[index][..rows].copy_from_slice(&bias[row..row + rows]);
             }
@@ -199,7 +208,7 @@ impl Ends {
             let y = K::mul(y, K::splat(*product.token_scales.add(token)));
             let row_scales = K::load(self.row_scales[index].as_ptr());
             let y = K::mul_add(y, row_scales, K::load(self.bias[index].as_ptr()));
-            let to = target.at(product.first_token + token, (self.strip + index) * STRIP);
+            let to = target.at(product.first_token + token, (self.strips.start + index) * STRIP);
             K::emit(y, self.rows[index], target.dtype(), to);
         }
     }
@@ -211,6 +220,7 @@ impl Ends {
 /// # Safety
 /// As for [`multiply`]; the panel must be decoded.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "one index runs through several arrays")]
 unsafe fn tile<K: Kernel, const PLANES: usize, const STRIPS: usize, const TOKENS: usize>(
     product: &Product<'_, K>,
     workspace: &Workspace<K>,

@@ -21,8 +21,9 @@ use crate::threads::team;
 const CHUNK_TOKENS: usize = 1024;
 /// Fewest tokens of a chunk, unless the product has fewer.
 const MIN_CHUNK_TOKENS: usize = 48;
-/// Most bytes of the activations of a chunk, unless [`MIN_CHUNK_TOKENS`] take more.
-const CHUNK_BYTES: usize = 16 << 20;
+/// Most bytes of the activations of a chunk for each thread, unless [`MIN_CHUNK_TOKENS`] take more:
+/// they stay in the cache of third level while panel after panel reads them.
+const CHUNK_BYTES: usize = 3 << 20;
 /// Fewest tokens that a task takes of a chunk, if it takes not all.
 const TASK_TOKENS: usize = 96;
 /// Tasks for each thread, so that a thread that is held up leaves its share to others.
@@ -86,7 +87,8 @@ pub(super) fn run<K: Kernel>(
     let token_len = layout.blocks() * planes * BLOCK;
     let token_bytes = token_len * size_of::<K::Element>();
     let sums_len = 2 * layout.groups();
-    let chunk = (CHUNK_BYTES / token_bytes).clamp(MIN_CHUNK_TOKENS, CHUNK_TOKENS);
+    let chunk = (options.threads.clamp(1, 64) * CHUNK_BYTES / token_bytes)
+        .clamp(MIN_CHUNK_TOKENS, CHUNK_TOKENS);
     let chunk = chunk.min(input.rows());
     let target = output.target();
 

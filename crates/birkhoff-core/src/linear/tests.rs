@@ -268,7 +268,7 @@ fn the_largest_int8_values_do_not_overflow() {
             layout,
             Bytes::copied(&vec![code; layout.codes_len()]),
             Bytes::copied(&[0x80, 0x3f].repeat(16)),
-            Bytes::zeroed(layout.group_exponents_len()),
+            Bytes::copied(&vec![0; layout.group_exponents_len()]),
         )
         .unwrap();
         for sign in [1.0, -1.0] {

@@ -177,7 +177,7 @@ impl Drop for Close<'_> {
         while State(self.0.state.load(Ordering::Acquire)).working() > 0 {
             spins += 1;
             // A member that has lost its CPU needs one to finish.
-            if spins % 1024 == 0 {
+            if spins.is_multiple_of(1024) {
                 std::thread::yield_now();
             }
             std::hint::spin_loop();
