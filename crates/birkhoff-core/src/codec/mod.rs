@@ -116,6 +116,18 @@ impl Trajectory {
         }
     }
 
+    /// Refuses a rate that its codec does not have.
+    ///
+    /// # Errors
+    /// [`Error::Bits`].
+    pub(crate) fn check(self) -> Result<()> {
+        match self {
+            Trajectory::Shift(bits) => Codec::Shift.trajectory(bits).map(|_| ()),
+            Trajectory::Winding(bits) => Codec::Winding.trajectory(bits).map(|_| ()),
+            Trajectory::Int8 => Ok(()),
+        }
+    }
+
     /// How weight `index` (0 to 15) of a block of a stream is read; `None` at 8 bits, where the code
     /// bytes are the values.
     pub const fn tap(self, index: u32) -> Option<Tap> {
