@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn impossible_rates_are_refused() {
-        for trajectory in [Trajectory::Shift(7), Trajectory::Shift(1), Trajectory::Winding(3)] {
+        for trajectory in [Trajectory::Shift(8), Trajectory::Shift(1), Trajectory::Winding(3)] {
             assert!(Layout::new(1, 1, trajectory).is_err());
         }
     }

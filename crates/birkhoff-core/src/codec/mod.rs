@@ -121,11 +121,14 @@ impl Trajectory {
     /// # Errors
     /// [`Error::Bits`].
     pub(crate) fn check(self) -> Result<()> {
-        match self {
-            Trajectory::Shift(bits) => Codec::Shift.trajectory(bits).map(|_| ()),
-            Trajectory::Winding(bits) => Codec::Winding.trajectory(bits).map(|_| ()),
-            Trajectory::Int8 => Ok(()),
-        }
+        let (codec, bits, choices) = match self {
+            Trajectory::Int8 | Trajectory::Shift(2..=6) | Trajectory::Winding(4..=6) => {
+                return Ok(());
+            }
+            Trajectory::Shift(bits) => (Codec::Shift, bits, "2, 3, 4, 5 or 6"),
+            Trajectory::Winding(bits) => (Codec::Winding, bits, "4, 5 or 6"),
+        };
+        Err(Error::Bits { codec: codec.name(), bits, choices })
     }
 
     /// How weight `index` (0 to 15) of a block of a stream is read; `None` at 8 bits, where the code
