@@ -72,9 +72,13 @@ def test_product_is_that_of_the_decoded_weight(
         y = layer(x)
     assert y.dtype == dtype
     assert y.shape == (*lead, out_features)
-    error = relative_error(y, expected(layer, x))
+    reference = expected(layer, x)
+    # Beside a typical output: one alone may happen to be next to nothing.
+    typical = float(x.double().norm() * layer.weight.double().norm()) / in_features**0.5
     # Few inputs have no typical token: one large value sets the step of the others.
-    assert error <= (TOLERANCE[precision] + ROUNDING[dtype]) * (1 if in_features >= 64 else 4)
+    tolerance = TOLERANCE[precision] * (1 if in_features >= 64 else 4)
+    rounding = ROUNDING[dtype] * float(reference.norm())
+    assert float((y.double() - reference).norm()) <= tolerance * typical + rounding + 1e-30
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 9, 100, 1500])

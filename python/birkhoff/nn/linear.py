@@ -73,6 +73,8 @@ class HyperLinear(nn.Module):
         ValueError: The bias has another length, or there is no such precision.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         matrix: _core.HyperMatrix,
@@ -91,7 +93,8 @@ class HyperLinear(nn.Module):
                 f"a bias of shape {tuple(bias.shape)} does not fit a weight of shape "
                 f"{matrix.shape}: it must be of shape ({self.out_features},)"
             )
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        parameter = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.register_parameter("bias", parameter)
         self._coded: ops.CodedWeight | None = None
 
     @classmethod
@@ -124,16 +127,19 @@ class HyperLinear(nn.Module):
             TypeError: ``x`` is not float32, float16 or bfloat16.
             RuntimeError: ``x`` requires a gradient.
         """
-        device = x.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        device = "cpu" if x.is_cpu else x.device.type
+        if (device == "cpu" or torch.amp.is_autocast_available(device)) and (
+            torch.is_autocast_enabled(device)
+        ):
             x = x.to(torch.get_autocast_dtype(device))
         precision = self.precision or get_precision()
+        bias = self._parameters["bias"]
         if torch.compiler.is_compiling() or not _is_plain(x):
             parts = self._parts()
             shape = (self.out_features, self.in_features)
-            return ops.linear(x, *parts, self.bias, *shape, self.bits, self.codec, precision)
+            return ops.linear(x, *parts, bias, *shape, self.bits, self.codec, precision)
         # The same as the operator, without the way through the dispatcher.
-        return self._coded_weight().linear(x, self.bias, precision)
+        return self._coded_weight().linear(x, bias, precision)
 
     def extra_repr(self) -> str:
         """What ``repr`` shows of the layer."""
