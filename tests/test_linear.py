@@ -77,6 +77,8 @@ def test_product_is_that_of_the_decoded_weight(
     typical = float(x.double().norm() * layer.weight.double().norm()) / in_features**0.5
     # Few inputs have no typical token: one large value sets the step of the others.
     tolerance = TOLERANCE[precision] * (1 if in_features >= 64 else 4)
+    # The bound is one of the root mean square; few outputs scatter round it.
+    tolerance *= 1 + 4 / max(y.numel(), 1) ** 0.5
     rounding = ROUNDING[dtype] * float(reference.norm())
     assert float((y.double() - reference).norm()) <= tolerance * typical + rounding + 1e-30
 
