@@ -137,7 +137,7 @@ def test_bias_of_another_length() -> None:
 
 def test_parts_that_do_not_fit() -> None:
     layer = make_layer()
-    codes, row_scales, group_exponents = layer._parts()
+    codes, row_scales, group_exponents = layer.coded_weight.parts()
     arguments = (70, 200, 4, "shift", "high")
     linear = torch.ops.birkhoff.linear
     with pytest.raises(ValueError, match="codes"):
@@ -169,7 +169,7 @@ def test_token_of_zeros_gives_the_bias() -> None:
 
 def test_operator_passes_opcheck() -> None:
     layer = make_layer()
-    parts, tail = layer._parts(), (70, 200, 4, "shift", "high")
+    parts, tail = layer.coded_weight.parts(), (70, 200, 4, "shift", "high")
     for x in (torch.randn(3, 200), torch.randn(2, 3, 200), torch.zeros(0, 200)):
         for bias in (None, torch.randn(70)):
             torch.library.opcheck(torch.ops.birkhoff.linear.default, (x, *parts, bias, *tail))
@@ -212,7 +212,7 @@ def test_changing_the_dtype_leaves_the_codes(dtype: torch.dtype) -> None:
     layer = make_layer()
     weight = layer.weight
     converted = layer.to(dtype)
-    assert torch.equal(converted.weight, weight)
+    assert torch.equal(converted.weight, weight.to(dtype))
     assert converted.bias is not None
     assert converted.bias.dtype == dtype
     with torch.inference_mode():
