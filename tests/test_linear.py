@@ -41,7 +41,8 @@ def expected(layer: HyperLinear, x: Tensor) -> Tensor:
 
 
 def relative_error(y: Tensor, reference: Tensor) -> float:
-    return ((y.double() - reference).norm() / reference.norm().clamp_min(1e-30)).item()
+    error = (y.double() - reference).norm() / reference.norm().clamp_min(1e-30)
+    return float(error.item())
 
 
 @settings(max_examples=60, deadline=None)

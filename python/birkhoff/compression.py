@@ -57,7 +57,7 @@ def compress_file(
     """
     start = time.perf_counter()
     output = Path(output)
-    user_rules = check_rules(rules, bits=bits, codec=codec)
+    user_rules = check_rules(rules, bits, codec)
     check_output(output, overwrite=overwrite)
     checkpoint = open_checkpoint(source)
     check_output(output, *checkpoint.files, overwrite=overwrite)
@@ -103,7 +103,7 @@ def decompress_file(
     return file.decompress(output, overwrite=overwrite, progress=progress)
 
 
-def check_rules(rules: Rules, *, bits: int, codec: str) -> list[tuple[str, int]]:
+def check_rules(rules: Rules, bits: int, codec: str) -> list[tuple[str, int]]:
     """The rules as pairs.
 
     Raises:

@@ -64,7 +64,7 @@ def compress(
         ValueError: An argument is wrong, a pattern matches nothing, or the model cannot be
             compressed; it is then as it was.
     """
-    user_rules = check_rules(rules, bits=bits, codec=codec)
+    user_rules = check_rules(rules, bits, codec)
     if precision is not None:
         checked(precision)
     _check_compressible(model)
