@@ -145,7 +145,7 @@ def test_bias_of_another_length() -> None:
 
 def test_parts_that_do_not_fit() -> None:
     layer = make_layer()
-    codes, row_scales, group_exponents = layer._parts()
+    codes, row_scales, group_exponents = layer.coded_weight.parts()
     arguments = (70, 200, 4, "shift", "high")
     linear = torch.ops.birkhoff.linear
     with pytest.raises(ValueError, match="codes"):
@@ -220,7 +220,7 @@ def test_token_of_zeros_gives_the_bias() -> None:
 
 def test_operator_passes_opcheck() -> None:
     layer = make_layer()
-    parts, tail = layer._parts(), (70, 200, 4, "shift", "high")
+    parts, tail = layer.coded_weight.parts(), (70, 200, 4, "shift", "high")
     for x in (torch.randn(3, 200), torch.randn(2, 3, 200), torch.zeros(0, 200)):
         for bias in (None, torch.randn(70)):
             torch.library.opcheck(torch.ops.birkhoff.linear.default, (x, *parts, bias, *tail))

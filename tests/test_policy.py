@@ -57,7 +57,7 @@ def test_whole_models_at_four_bits(
 ) -> None:
     # Sizes do not depend on values, and zeros are quick to encode.
     checkpoint = Checkpoint(tmp_path / name, load(name), [])
-    monkeypatch.setattr("birkhoff.compress.open_checkpoint", lambda path: checkpoint)
+    monkeypatch.setattr("birkhoff.compression.open_checkpoint", lambda path: checkpoint)
     output = tmp_path / "model.safetensors"
     summary = birkhoff.compress_file(checkpoint.path, output)
     output.unlink()

@@ -382,6 +382,19 @@ class Writer:
         weights are NaN or infinite.
         """
 
+    def write_coded(
+        self,
+        name: str,
+        codes: NDArray[np.uint8],
+        row_scales: NDArray[np.uint8],
+        group_exponents: NDArray[np.uint8],
+    ) -> None:
+        """Write a tensor that is coded already, given the bytes of its parts.
+
+        Raises FormatError if the plan does not say that it is coded, it is written already, or a
+        part is of another size.
+        """
+
     def finish(self) -> int:
         """Complete the file; return its bytes. Raises FormatError if tensors are missing."""
 

@@ -91,7 +91,7 @@ def compress(
 ) -> None:
     """Compress a checkpoint into one safetensors file."""
     rules = [_parse_rule(text) for text in rule or []]
-    from birkhoff.compress import compress_file
+    from birkhoff.compression import compress_file
     from birkhoff.display import console, progress_bar, show_summary
     from birkhoff.policy import check_bits
 
@@ -141,7 +141,7 @@ def decompress(
     force: ForceOption = False,
 ) -> None:
     """Write an ordinary safetensors file with the original names, shapes and dtypes."""
-    from birkhoff.compress import decompress_file
+    from birkhoff.compression import decompress_file
     from birkhoff.display import progress_bar
     from birkhoff.files import require_compressed
 

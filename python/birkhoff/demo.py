@@ -10,7 +10,7 @@ from pathlib import Path
 
 from birkhoff._core import BirkhoffError
 from birkhoff.checkpoint import open_checkpoint
-from birkhoff.compress import Progress, compress_file, decompress_file
+from birkhoff.compression import Progress, compress_file, decompress_file
 from birkhoff.verify import Verification, verify_file
 
 #: The package of the ``demo`` extra, and where trained weights lie in it.

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from birkhoff import compress
+from birkhoff import compression
 from birkhoff.policy import SIXTEEN
 from birkhoff.summary import Summary, TensorSummary
 
@@ -25,7 +25,7 @@ def console() -> Console:
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[compress.Progress]:
+def progress_bar(what: str) -> Iterator[compression.Progress]:
     """A bar on standard error, if that is a terminal; else nothing is shown."""
     columns = (
         TextColumn("{task.description}"),

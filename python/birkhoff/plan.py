@@ -70,11 +70,11 @@ def make_plan(
         ValueError: A pattern matches no tensor that it could apply to.
     """
     for pattern in skip:
-        if not any(_matches_any(tensor.name, [pattern]) for tensor in tensors):
+        if not any(matches_any(tensor.name, [pattern]) for tensor in tensors):
             raise ValueError(f"--skip {pattern}: no tensor has such a name; {_list_names()}")
     plan = [_plan_tensor(tensor, policy, skip) for tensor in tensors]
     for pattern in user_patterns:
-        matching = [item for item in plan if _matches_any(item.tensor.name, [pattern])]
+        matching = [item for item in plan if matches_any(item.tensor.name, [pattern])]
         if not matching:
             raise ValueError(f"--rule {pattern}: no tensor has such a name; {_list_names()}")
         if not any(_could_be_coded(item.tensor) for item in matching):
@@ -85,7 +85,8 @@ def make_plan(
     return plan
 
 
-def _matches_any(name: str, patterns: Sequence[str]) -> bool:
+def matches_any(name: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the patterns matches the name."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
@@ -107,8 +108,8 @@ def rules_in_use(policy: Policy, plan: Sequence[Item]) -> list[Rule]:
 
 
 def _plan_tensor(tensor: Tensor, policy: Policy, skip: Sequence[str]) -> Item:
-    skipped = _matches_any(tensor.name, skip)
-    if tensor.tied_to is not None and skipped == _matches_any(tensor.tied_to, skip):
+    skipped = matches_any(tensor.name, skip)
+    if tensor.tied_to is not None and skipped == matches_any(tensor.tied_to, skip):
         return Tied(tensor, tensor.tied_to)
     if skipped or not tensor.is_float:
         return Stored(tensor, tensor.dtype)
@@ -118,7 +119,13 @@ def _plan_tensor(tensor: Tensor, policy: Policy, skip: Sequence[str]) -> Item:
             nbytes, rows, cols = best_matrix_view(tensor.shape, bits, policy.codec)
             if nbytes <= CODED_SHARE * 2 * tensor.elements:
                 return Coded(tensor, rows, cols, bits)
-    return Stored(tensor, "F16" if _float16_keeps(tensor) else tensor.dtype)
+    return plan_stored(tensor)
+
+
+def plan_stored(tensor: Tensor) -> Stored:
+    """How a tensor that is not encoded, nor to be kept exactly, is stored."""
+    rounded = tensor.is_float and _float16_keeps(tensor)
+    return Stored(tensor, "F16" if rounded else tensor.dtype)
 
 
 def best_matrix_view(shape: Sequence[int], bits: int, codec: str) -> tuple[int, int, int]:

@@ -53,7 +53,7 @@ def open_torch_checkpoint(path: Path) -> Checkpoint:
             name.removeprefix(DATA_PARALLEL): tensor for name, tensor in state_dict.items()
         }
         notes.append(f"the prefix {DATA_PARALLEL!r} of every name was removed")
-    return Checkpoint(path, _tensors(path, state_dict), [path], notes)
+    return Checkpoint(path, tensors_of(state_dict, str(path)), [path], notes)
 
 
 def _load(path: Path) -> Any:
@@ -141,7 +141,12 @@ def _list(names: Any) -> str:
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
 
 
-def _tensors(path: Path, state_dict: Mapping[str, torch.Tensor]) -> list[Tensor]:
+def tensors_of(state_dict: Mapping[str, torch.Tensor], source: str) -> list[Tensor]:
+    """The tensors of a state dict, those that share memory tied to the first of them.
+
+    Raises:
+        FormatError: One of them cannot lie in a safetensors file; ``source`` says whose it is.
+    """
     import torch
 
     def reader(tensor: torch.Tensor) -> Callable[[], NDArray[np.uint8]]:
@@ -154,7 +159,7 @@ def _tensors(path: Path, state_dict: Mapping[str, torch.Tensor]) -> list[Tensor]
         if dtype is None or tensor.layout is not torch.strided or tensor.is_quantized:
             kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
             raise FormatError(
-                f"{path}: tensor {name!r} is {kind} {str(tensor.dtype).removeprefix('torch.')}, "
+                f"{source}: tensor {name!r} is {kind} {str(tensor.dtype).removeprefix('torch.')}, "
                 "which a safetensors file cannot hold; convert it or leave it out of the state dict"
             )
         tied_to = None

@@ -73,6 +73,25 @@ impl Writer {
         })
     }
 
+    fn write_coded(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        codes: PyReadonlyArrayDyn<'_, u8>,
+        row_scales: PyReadonlyArrayDyn<'_, u8>,
+        group_exponents: PyReadonlyArrayDyn<'_, u8>,
+    ) -> Result<()> {
+        let parts = [
+            arrays::contiguous(&codes, "codes")?,
+            arrays::contiguous(&row_scales, "row_scales")?,
+            arrays::contiguous(&group_exponents, "group_exponents")?,
+        ];
+        py.detach(|| {
+            let writer = self.writer.read().unwrap_or_else(PoisonError::into_inner);
+            Ok(writer.as_ref().ok_or_else(closed)?.write_coded(name, parts)?)
+        })
+    }
+
     fn finish(&self, py: Python<'_>) -> Result<u64> {
         let finished = py.detach(|| self.take().map(container::Writer::finish));
         Ok(finished.ok_or_else(closed)??)

@@ -86,6 +86,50 @@ impl Writer {
     /// [`Error::Tensor`] if it is not in the plan, already written, tied, of another size or not
     /// finite; [`Error::Io`]. After an error the tensor may be written again.
     pub fn write(&self, name: &str, data: &[u8]) -> Result<Distortion> {
+        self.write_once(name, |tensor| {
+            let expected = tensor.original_len()?;
+            if data.len() != expected {
+                return Err(tensor.error(format!(
+                    "{} of shape {:?} takes {expected} bytes, not {}",
+                    tensor.dtype,
+                    tensor.shape,
+                    data.len()
+                )));
+            }
+            self.write_data(tensor, data)
+        })
+    }
+
+    /// Writes a tensor that is coded already, given its codes, row scales and group exponents.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if it is not to be coded by the plan, already written, or a part is of
+    /// another length; [`Error::Io`]. After an error the tensor may be written again.
+    pub fn write_coded(&self, name: &str, parts: [&[u8]; 3]) -> Result<()> {
+        self.write_once(name, |tensor| {
+            let Coding::Coded { codec, bits, rows, cols, .. } = tensor.coding.clone() else {
+                return Err(tensor.error("the plan does not say that it is coded".into()));
+            };
+            let layout = tensor.layout()?.expect("it is coded");
+            let expected =
+                [layout.codes_len(), layout.row_scales_len(), layout.group_exponents_len()];
+            if parts.map(<[u8]>::len) != expected {
+                return Err(tensor.error(format!(
+                    "its parts take {expected:?} bytes, not {:?}",
+                    parts.map(<[u8]>::len)
+                )));
+            }
+            let checksums = self.write_parts(&tensor.name, parts)?;
+            Ok((Coding::Coded { codec, bits, rows, cols, checksums }, ()))
+        })
+    }
+
+    /// Runs `write` on a tensor of the plan that has not been written, and notes its coding.
+    fn write_once<T>(
+        &self,
+        name: &str,
+        write: impl FnOnce(&Tensor) -> Result<(Coding, T)>,
+    ) -> Result<T> {
         let error =
             |reason: &str| Error::Tensor { name: name.to_owned(), reason: reason.to_owned() };
         let &index = self.by_name.get(name).ok_or_else(|| error("it is not in the plan"))?;
@@ -93,24 +137,15 @@ impl Writer {
         if matches!(tensor.coding, Coding::Tied { .. }) {
             return Err(error("it is tied to another tensor and has no data of its own"));
         }
-        let expected = tensor.original_len()?;
-        if data.len() != expected {
-            return Err(tensor.error(format!(
-                "{} of shape {:?} takes {expected} bytes, not {}",
-                tensor.dtype,
-                tensor.shape,
-                data.len()
-            )));
-        }
         if !self.progress().begun.insert(index) {
             return Err(error("it was written before"));
         }
-        let result = self.write_data(tensor, data);
+        let result = write(tensor);
         let mut progress = self.progress();
         match result {
-            Ok((coding, distortion)) => {
+            Ok((coding, result)) => {
                 progress.written.insert(index, coding);
-                Ok(distortion)
+                Ok(result)
             }
             Err(error) => {
                 progress.begun.remove(&index);
@@ -136,15 +171,8 @@ impl Writer {
                         encode_into(data, layout, &options, parts.0, parts.1, parts.2)
                     })
                     .map_err(|error| tensor.error(error.to_string()))?;
-                let names = manifest::part_names(&tensor.name);
-                for (name, part) in names.iter().zip([&codes, &row_scales, &group_exponents]) {
-                    self.write_stored(name, part)?;
-                }
-                let checksums = PartChecksums {
-                    codes: Checksum::of(&codes),
-                    row_scales: Checksum::of(&row_scales),
-                    group_exponents: Checksum::of(&group_exponents),
-                };
+                let checksums =
+                    self.write_parts(&tensor.name, [&codes, &row_scales, &group_exponents])?;
                 Ok((Coding::Coded { codec, bits, rows, cols, checksums }, distortion))
             }
             Coding::Stored { dtype, .. } => {
@@ -173,6 +201,15 @@ impl Writer {
             }
             Coding::Tied { .. } => unreachable!("tied tensors were refused"),
         }
+    }
+
+    /// Writes the codes, row scales and group exponents of the tensor `name`.
+    fn write_parts(&self, name: &str, parts: [&[u8]; 3]) -> Result<PartChecksums> {
+        for (name, part) in manifest::part_names(name).iter().zip(parts) {
+            self.write_stored(name, part)?;
+        }
+        let [codes, row_scales, group_exponents] = parts.map(Checksum::of);
+        Ok(PartChecksums { codes, row_scales, group_exponents })
     }
 
     fn write_stored(&self, name: &str, bytes: &[u8]) -> Result<()> {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from birkhoff._core import BirkhoffError, Distortion, File, Writer
-from birkhoff.checkpoint import open_checkpoint
+from birkhoff.checkpoint import Tensor, open_checkpoint
 from birkhoff.files import require_compressed
 from birkhoff.plan import Coded, Item, Stored, make_plan, rules_in_use
 from birkhoff.policy import SIXTEEN, check_bits, choose_policy
@@ -17,6 +17,8 @@ from birkhoff.summary import Summary, summarize
 
 #: Called after every tensor with its name, the bytes read so far, and the bytes in all.
 Progress = Callable[[str, int, int], None]
+#: Name patterns and the bits of the tensors that match.
+Rules = Mapping[str, int] | Sequence[tuple[str, int]]
 
 
 def compress_file(
@@ -25,7 +27,7 @@ def compress_file(
     *,
     bits: int = 4,
     codec: str = "shift",
-    rules: Mapping[str, int] | Sequence[tuple[str, int]] = (),
+    rules: Rules = (),
     skip: Sequence[str] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -55,30 +57,15 @@ def compress_file(
     """
     start = time.perf_counter()
     output = Path(output)
-    user_rules = list(rules.items()) if isinstance(rules, Mapping) else list(rules)
-    check_bits(bits, codec)
-    for pattern, rate in user_rules:
-        if rate != SIXTEEN:
-            try:
-                check_bits(rate, codec)
-            except ValueError as error:
-                raise ValueError(f"--rule {pattern}={rate}: {error}") from error
+    user_rules = check_rules(rules, bits, codec)
     check_output(output, overwrite=overwrite)
     checkpoint = open_checkpoint(source)
     check_output(output, *checkpoint.files, overwrite=overwrite)
     if not checkpoint.tensors:
         raise BirkhoffError(f"{source}: the checkpoint holds no tensors")
-    policy = choose_policy(checkpoint.tensors, bits=bits, codec=codec, user_rules=user_rules)
-    plan = make_plan(
-        checkpoint.tensors, policy, user_patterns=[pattern for pattern, _ in user_rules], skip=skip
+    plan, settings = decide(
+        checkpoint.tensors, bits=bits, codec=codec, user_rules=user_rules, skip=skip
     )
-    settings = {
-        "bits": bits,
-        "codec": codec,
-        "model": policy.model,
-        "rules": [[rule.pattern, rule.bits] for rule in rules_in_use(policy, plan)],
-        "skip": list(skip),
-    }
     distortions = _write(output, plan, codec, settings, overwrite=overwrite, progress=progress)
     return summarize(
         File(output),
@@ -114,6 +101,50 @@ def decompress_file(
     check_output(output, source, overwrite=overwrite)
     file = require_compressed(source)
     return file.decompress(output, overwrite=overwrite, progress=progress)
+
+
+def check_rules(rules: Rules, bits: int, codec: str) -> list[tuple[str, int]]:
+    """The rules as pairs.
+
+    Raises:
+        ValueError: The codec does not exist, or lacks the rate of the bulk or of a rule.
+    """
+    user_rules = list(rules.items()) if isinstance(rules, Mapping) else list(rules)
+    check_bits(bits, codec)
+    for pattern, rate in user_rules:
+        if rate != SIXTEEN:
+            try:
+                check_bits(rate, codec)
+            except ValueError as error:
+                raise ValueError(f"--rule {pattern}={rate}: {error}") from error
+    return user_rules
+
+
+def decide(
+    tensors: Sequence[Tensor],
+    *,
+    bits: int,
+    codec: str,
+    user_rules: Sequence[tuple[str, int]],
+    skip: Sequence[str],
+) -> tuple[list[Item], dict[str, Any]]:
+    """How each tensor of a checkpoint or a model is kept, and the settings that led to it.
+
+    Raises:
+        ValueError: A pattern matches nothing.
+    """
+    policy = choose_policy(tensors, bits=bits, codec=codec, user_rules=user_rules)
+    plan = make_plan(
+        tensors, policy, user_patterns=[pattern for pattern, _ in user_rules], skip=skip
+    )
+    settings = {
+        "bits": bits,
+        "codec": codec,
+        "model": policy.model,
+        "rules": [[rule.pattern, rule.bits] for rule in rules_in_use(policy, plan)],
+        "skip": list(skip),
+    }
+    return plan, settings
 
 
 def check_output(output: Path, *inputs: Path, overwrite: bool) -> None:

@@ -1,0 +1,185 @@
+"""Compressed models of Hugging Face transformers, small and with random weights."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import birkhoff
+from birkhoff.nn import CodedParameter, HyperConv2d, HyperLinear
+from birkhoff.transformers import BirkhoffConfig, BirkhoffQuantizer
+
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def sam_config() -> Any:
+    return transformers.SamConfig(
+        vision_config={
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 64,
+            "patch_size": 16,
+            "output_channels": 32,
+            "mlp_dim": 128,
+            "window_size": 2,
+            "global_attn_indexes": [1],
+            "num_pos_feats": 16,
+            "initializer_range": 0.02,
+        },
+        prompt_encoder_config={"hidden_size": 32, "image_size": 64, "mask_input_channels": 4},
+        mask_decoder_config={"hidden_size": 32, "mlp_dim": 64, "iou_head_hidden_dim": 32},
+    )
+
+
+@pytest.fixture
+def sam() -> Any:
+    torch.manual_seed(5)
+    return transformers.SamModel(sam_config()).eval()
+
+
+@pytest.fixture
+def folder(sam: Any, tmp_path: Path) -> Path:
+    sam.save_pretrained(tmp_path / "original")
+    return tmp_path / "original"
+
+
+def masks(model: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(6)
+    image = torch.randn(1, 3, 64, 64, generator=generator)
+    with torch.inference_mode():
+        output = model(pixel_values=image, input_points=torch.tensor([[[[20.0, 30.0]]]]))
+    result: Tensor = output.pred_masks
+    return result
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether the states are equal, and the masks but for the order of additions."""
+    first, second = a.state_dict(), b.state_dict()
+    if set(first) != set(second) or any(not torch.equal(first[k], second[k]) for k in first):
+        return False
+    return bool((masks(a) - masks(b)).norm() <= 1e-3 * masks(b).norm())
+
+
+def names_of(model: nn.Module, kind: type[nn.Module]) -> set[str]:
+    return {name for name, module in model.named_modules() if isinstance(module, kind)}
+
+
+def test_compress_on_the_fly_save_and_load(
+    sam: Any, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = transformers.SamModel.from_pretrained(
+        folder, quantization_config=BirkhoffConfig(bits=4, precision="highest")
+    )
+    assert names_of(model, HyperLinear)
+    assert names_of(model, HyperConv2d)
+    assert same(birkhoff.compress(sam, 4, precision="highest"), model)
+
+    model.save_pretrained(tmp_path / "compressed")
+    config = json.loads((tmp_path / "compressed" / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "birkhoff"
+    sizes = [
+        (path / "model.safetensors").stat().st_size for path in (folder, tmp_path / "compressed")
+    ]
+    assert sizes[1] < sizes[0] / 2
+
+    transformers.utils.logging.enable_propagation()
+    with caplog.at_level(logging.WARNING):
+        loaded, info = transformers.SamModel.from_pretrained(
+            tmp_path / "compressed", output_loading_info=True
+        )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not caplog.records
+    assert names_of(loaded, CodedParameter) == names_of(model, CodedParameter)
+    assert same(loaded, model)
+    # Once more, from what was loaded.
+    loaded.save_pretrained(tmp_path / "again")
+    again = transformers.SamModel.from_pretrained(tmp_path / "again")
+    assert same(again, model)
+
+
+def test_folder_with_a_file_of_the_command_line(folder: Path, tmp_path: Path) -> None:
+    compressed = tmp_path / "compressed"
+    compressed.mkdir()
+    birkhoff.compress_file(folder, compressed / "model.safetensors", bits=4)
+    config = json.loads((folder / "config.json").read_text())
+    (compressed / "config.json").write_text(json.dumps(config))
+    model = transformers.SamModel.from_pretrained(compressed, quantization_config=BirkhoffConfig())
+    config["quantization_config"] = {"quant_method": "birkhoff"}
+    (compressed / "config.json").write_text(json.dumps(config))
+    named = transformers.SamModel.from_pretrained(compressed)
+    direct = birkhoff.load(
+        compressed / "model.safetensors", lambda: transformers.SamModel(sam_config())
+    )
+    assert same(model, direct)
+    assert same(named, direct)
+
+
+def test_half(folder: Path, tmp_path: Path) -> None:
+    model = transformers.SamModel.from_pretrained(
+        folder, quantization_config=BirkhoffConfig(bits=4), dtype=torch.bfloat16
+    )
+    assert masks_of_half(model).dtype == torch.bfloat16
+    model.save_pretrained(tmp_path / "half")
+    loaded = transformers.SamModel.from_pretrained(tmp_path / "half", dtype="auto")
+    first, second = model.state_dict(), loaded.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert masks_of_half(loaded).dtype == torch.bfloat16
+
+
+def masks_of_half(model: Any) -> Tensor:
+    image = torch.ones(1, 3, 64, 64, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        result: Tensor = model(pixel_values=image).pred_masks
+    return result
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(ValueError, match="7"):
+        BirkhoffConfig(bits=7)
+    with pytest.raises(ValueError, match="on the CPU, not on cuda"):
+        BirkhoffQuantizer(BirkhoffConfig()).validate_environment(device_map="cuda")
+
+
+def test_another_architecture(folder: Path, tmp_path: Path) -> None:
+    model = transformers.SamModel.from_pretrained(folder, quantization_config=BirkhoffConfig())
+    model.save_pretrained(tmp_path / "compressed")
+    config = json.loads((tmp_path / "compressed" / "config.json").read_text())
+    config["vision_config"]["mlp_dim"] = 256
+    (tmp_path / "compressed" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"mlp\.lin1\.weight\.codes .* another model"):
+        transformers.SamModel.from_pretrained(tmp_path / "compressed")
+
+
+def test_importing_birkhoff_imports_neither_torch_nor_transformers() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, birkhoff; "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_mask_generation_pipeline(sam: Any) -> None:
+    pytest.importorskip("torchvision")
+    generator = transformers.pipeline(
+        "mask-generation",
+        model=birkhoff.compress(sam),
+        image_processor=transformers.SamImageProcessor(
+            size={"longest_edge": 64}, pad_size={"height": 64, "width": 64}
+        ),
+    )
+    from PIL import Image
+
+    image = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
+    assert "masks" in generator(image, points_per_batch=64)
