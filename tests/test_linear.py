@@ -263,7 +263,7 @@ def test_changing_the_dtype_leaves_the_codes(dtype: torch.dtype) -> None:
     layer = make_layer()
     weight = layer.weight
     converted = layer.to(dtype)
-    assert torch.equal(converted.weight, weight)
+    assert torch.equal(converted.weight, weight.to(dtype))
     assert converted.bias is not None
     assert converted.bias.dtype == dtype
     with torch.inference_mode():
