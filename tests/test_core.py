@@ -446,6 +446,32 @@ except OSError as error:
             expected, _ = _core.encode(raw(arrays[name]), "F32", 64, 256)
             assert np.array_equal(file.matrix(name).codes, expected.codes)
 
+    def test_coded_tensors_are_written_as_they_are(self, path: Path) -> None:
+        array = weights(70, 300)
+        matrix, _ = _core.encode(raw(array), "F32", 70, 300)
+        parts = (raw(matrix.codes), raw(matrix.row_scales), raw(matrix.group_exponents))
+        plan = [
+            ("coded", "a", "F32", (70, 300), 70, 300, 4, "shift"),
+            ("coded", "b", "F32", (70, 300), 70, 300, 4, "shift"),
+            ("stored", "c", "U8", (4,), "U8"),
+        ]
+        with _core.Writer(path, plan) as writer:  # type: ignore[arg-type]
+            with pytest.raises(_core.FormatError, match=r'"a".* bytes'):
+                writer.write_coded("a", parts[0][:-1], parts[1], parts[2])
+            writer.write_coded("a", *parts)
+            with pytest.raises(_core.FormatError, match=r'"a".*before'):
+                writer.write_coded("a", *parts)
+            with pytest.raises(_core.FormatError, match=r'"c".*coded'):
+                writer.write_coded("c", *parts)
+            writer.write("b", raw(array))
+            writer.write("c", np.zeros(4, np.uint8))
+            writer.finish()
+        file = _core.File(path)
+        for name in "abc":
+            file.check(name)
+        assert np.array_equal(file.matrix("a").codes, file.matrix("b").codes)
+        assert np.array_equal(file.float32("a"), matrix.decode())
+
 
 class TestEnvironment:
     def test_isas(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,109 @@ def test_folder_with_a_file_of_the_command_line(folder: Path, tmp_path: Path) ->
     )
     assert same(model, direct)
     assert same(named, direct)
+
+
+def sam_hq() -> Any:
+    config = sam_config()
+    parts = (config.vision_config, config.prompt_encoder_config, config.mask_decoder_config)
+    vision, prompt, decoder = (part.to_dict() for part in parts)
+    return transformers.SamHQModel(
+        transformers.SamHQConfig(
+            vision_config=vision,
+            prompt_encoder_config=prompt,
+            mask_decoder_config=decoder | {"vit_dim": 64},
+        )
+    )
+
+
+def sam2() -> Any:
+    backbone = transformers.Sam2HieraDetConfig(
+        hidden_size=32,
+        num_attention_heads=1,
+        image_size=[128, 128],
+        window_positional_embedding_background_size=[2, 2],
+        blocks_per_stage=[1, 1, 2, 1],
+        embed_dim_per_stage=[32, 64, 128, 256],
+        num_attention_heads_per_stage=[1, 2, 4, 8],
+        window_size_per_stage=[8, 4, 8, 4],
+        global_attention_blocks=[3],
+    )
+    vision = transformers.Sam2VisionConfig(
+        backbone_config=backbone,
+        backbone_channel_list=[256, 128, 64, 32],
+        backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
+        fpn_hidden_size=64,
+    )
+    prompt = {"hidden_size": 64, "image_size": 128, "patch_size": 16, "mask_input_channels": 4}
+    decoder = {
+        "hidden_size": 64,
+        "mlp_dim": 128,
+        "iou_head_hidden_dim": 64,
+        "num_attention_heads": 2,
+    }
+    return transformers.Sam2Model(
+        transformers.Sam2Config(
+            vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder
+        )
+    )
+
+
+def sam3() -> Any:
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    backbone = {
+        "model_type": "sam3_vit_model",
+        **sizes,
+        "num_hidden_layers": 2,
+        "image_size": 56,
+        "patch_size": 14,
+        "pretrain_image_size": 56,
+        "window_size": 2,
+        "global_attn_indexes": [1],
+    }
+    text = {
+        **sizes,
+        "vocab_size": 128,
+        "projection_dim": 32,
+        "num_hidden_layers": 2,
+        "eos_token_id": 2,
+        "bos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    return transformers.Sam3Model(
+        transformers.Sam3Config(
+            vision_config={
+                "backbone_config": backbone,
+                "fpn_hidden_size": 32,
+                "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+            },
+            text_config=text,
+            geometry_encoder_config={**sizes, "num_layers": 1},
+            detr_encoder_config={**sizes, "num_layers": 1},
+            detr_decoder_config={**sizes, "num_layers": 1, "num_queries": 8},
+            mask_decoder_config={"hidden_size": 32, "num_attention_heads": 2},
+        )
+    )
+
+
+@pytest.mark.parametrize("make", [sam_hq, sam2, sam3])
+def test_other_models(make: Callable[[], Any], tmp_path: Path) -> None:
+    model = make().eval()
+    model.save_pretrained(tmp_path / "original")
+    compressed = type(model).from_pretrained(
+        tmp_path / "original", quantization_config=BirkhoffConfig(bits=4)
+    )
+    compressed.save_pretrained(tmp_path / "compressed")
+    loaded, info = type(model).from_pretrained(tmp_path / "compressed", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    birkhoff.save(loaded, tmp_path / "model.safetensors")
+    direct = birkhoff.load(tmp_path / "model.safetensors", lambda: type(model)(model.config))
+    expected = compressed.state_dict()
+    for other in (loaded, direct):
+        state = other.state_dict()
+        assert set(state) == set(expected)
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
+        assert names_of(other, HyperLinear) == names_of(compressed, HyperLinear)
 
 
 def test_half(folder: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def compress_file(
     plan, settings = decide(
         checkpoint.tensors, bits=bits, codec=codec, user_rules=user_rules, skip=skip
     )
-    distortions = _write(output, plan, codec, settings, overwrite=overwrite, progress=progress)
+    distortions = write_plan(output, plan, codec, settings, overwrite=overwrite, progress=progress)
     return summarize(
         File(output),
         distortions,
@@ -162,7 +162,7 @@ def check_output(output: Path, *inputs: Path, overwrite: bool) -> None:
         )
 
 
-def _write(
+def write_plan(
     output: Path,
     plan: Sequence[Item],
     codec: str,
@@ -171,7 +171,7 @@ def _write(
     overwrite: bool,
     progress: Progress | None,
 ) -> dict[str, Distortion]:
-    """Writes all tensors in turn; returns the distortion of those that change."""
+    """Writes a file, one tensor after the other; returns the distortion of those that change."""
     total = sum(item.tensor.elements for item in plan)
     done = 0
     distortions = {}

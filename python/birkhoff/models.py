@@ -18,7 +18,7 @@ from birkhoff.arrays import tensor_bytes
 from birkhoff.compression import Rules, check_output, check_rules, decide
 from birkhoff.dtypes import TORCH_DTYPES
 from birkhoff.files import require_compressed
-from birkhoff.nn.coded import PARTS, CodedParameter
+from birkhoff.nn.coded import PARTS, CodedLayer, CodedParameter
 from birkhoff.nn.placement import coded_forms, coded_parameters, place
 from birkhoff.nn.skeleton import parameters_on_meta
 from birkhoff.plan import Coded, Stored, Tied, matches_any, plan_stored
@@ -279,9 +279,8 @@ def _decoded_dtype(model: nn.Module, name: str) -> torch.dtype:
     if attribute in coded_forms(module):
         dtype: torch.dtype = getattr(module, attribute).dtype
         return dtype
-    parameter = module._modules[attribute]
-    assert isinstance(parameter, CodedParameter)
-    return parameter.dtype
+    assert isinstance(module, CodedLayer)
+    return module.coded_weight.dtype
 
 
 def _encode(item: Coded, codec: str, dtype: torch.dtype) -> CodedParameter:

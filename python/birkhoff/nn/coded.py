@@ -24,9 +24,9 @@ PARTS = ("codes", "row_scales", "group_exponents")
 class CodedParameter(nn.Module):
     """A coded tensor: the three parts of its matrix, as buffers.
 
-    As a child module named ``weight`` it gives the state dict the names that compressed files use:
-    ``weight.codes``, ``weight.row_scales`` and ``weight.group_exponents``. Moving it moves the
-    parts; changing its dtype changes that of the decoded tensor, not the parts.
+    In the state dict of a model they have the names that compressed files use, those of the tensor
+    with ``.codes``, ``.row_scales`` and ``.group_exponents`` behind. Moving it moves the parts;
+    changing its dtype changes that of the decoded tensor, not the parts.
 
     Attributes:
         shape: Shape of the decoded tensor.
@@ -167,6 +167,7 @@ class CodedLayer(nn.Module):
     """A layer that multiplies with a coded weight. For inference: it has no gradient.
 
     Attributes:
+        coded_weight: The weight as it is kept.
         bias: A parameter of one value for each row of the weight's matrix that takes no gradient,
             or None.
         precision: ``"highest"``, ``"high"``, ``"medium"``, or None for what
@@ -183,8 +184,14 @@ class CodedLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.precision = None if precision is None else checked(precision)
-        # Not an attribute: `weight` gives the decoded tensor.
-        self._modules["weight"] = weight
+        # Under another name than in the state dict: `weight` is the decoded tensor, and torch finds
+        # buffers by the names of attributes.
+        self.coded_weight = weight
+        self._register_state_dict_hook(_to_file_names)  # type: ignore[no-untyped-call]
+        self._register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            _from_file_names, with_module=True
+        )
+        self.register_load_state_dict_post_hook(_report_file_names)  # type: ignore[no-untyped-call]
         rows = weight.matrix_shape[0]
         if bias is not None and tuple(bias.shape) != (rows,):
             raise ValueError(
@@ -198,11 +205,6 @@ class CodedLayer(nn.Module):
     def weight(self) -> Tensor:
         """The decoded weight: made anew each time."""
         return self.coded_weight.decode()
-
-    @property
-    def coded_weight(self) -> CodedParameter:
-        """The weight as it is kept."""
-        return self._modules["weight"]  # type: ignore[return-value]
 
     @property
     def bits(self) -> int:
@@ -222,13 +224,39 @@ class CodedLayer(nn.Module):
         ):
             x = x.to(torch.get_autocast_dtype(device))
         precision = self.precision or get_precision()
-        weight = self.coded_weight
+        weight: CodedParameter = self._modules["coded_weight"]  # type: ignore[assignment]
         bias = self._parameters["bias"]
         if torch.compiler.is_compiling() or not _is_plain(x):
             settings = (*weight.matrix_shape, weight.bits, weight.codec, precision)
             return ops.linear(x, *weight.parts(), bias, *settings)
         # The same as the operator, without the way through the dispatcher.
         return weight.prepared().linear(x, bias, precision)
+
+
+def _to_file_names(
+    _layer: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: Any
+) -> None:
+    """Names the parts of the weight in a state dict as files do."""
+    for part in PARTS:
+        state_dict[f"{prefix}weight.{part}"] = state_dict.pop(f"{prefix}coded_weight.{part}")
+
+
+def _from_file_names(
+    _layer: nn.Module, state_dict: dict[str, Any], prefix: str, *_others: Any
+) -> None:
+    """Names the parts of the weight in a state dict as the module does."""
+    for part in PARTS:
+        if f"{prefix}weight.{part}" in state_dict:
+            state_dict[f"{prefix}coded_weight.{part}"] = state_dict.pop(f"{prefix}weight.{part}")
+
+
+def _report_file_names(_layer: nn.Module, incompatible_keys: Any) -> None:
+    """Names the parts that a state dict lacks as it would have named them."""
+    missing = incompatible_keys.missing_keys
+    for i, key in enumerate(missing):
+        path, _, part = key.rpartition(".")
+        if part in PARTS and path.endswith("coded_weight"):
+            missing[i] = f"{path.removesuffix('coded_weight')}weight.{part}"
 
 
 def _is_plain(x: Tensor) -> bool:

@@ -50,7 +50,7 @@ def place(
     for name, parameter in parameters.items():
         path, _, attribute = name.rpartition(".")
         module = model.get_submodule(path)
-        if attribute in module._modules or attribute in coded_forms(module):
+        if isinstance(module, CodedLayer) or attribute in coded_forms(module):
             continue  # Reached before, by another name.
         layer = _layer(module, attribute, parameter, precision)
         if layer is None:
@@ -77,9 +77,9 @@ def coded_parameters(model: nn.Module) -> dict[str, CodedParameter]:
     """The coded parameters of a model by the names of their tensors, each under all its names."""
     found: dict[str, CodedParameter] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, CodedParameter):
-            found[path] = module
         prefix = f"{path}." if path else ""
+        if isinstance(module, CodedLayer):
+            found[f"{prefix}weight"] = module.coded_weight
         found |= {prefix + name: form for name, form in coded_forms(module).items()}
     return found
 

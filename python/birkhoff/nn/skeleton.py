@@ -15,6 +15,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+#: Give a tensor its first values. On the meta device they do nothing, but import a compiler first.
+_FILLS = frozenset(
+    [
+        torch.Tensor.fill_,
+        torch.Tensor.normal_,
+        torch.Tensor.uniform_,
+        torch.Tensor.zero_,
+        nn.init.constant_,
+        nn.init.kaiming_uniform_,
+        nn.init.normal_,
+        nn.init.uniform_,
+    ]
+)
+
+
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
     """Modules made here have their parameters on the meta device, and real buffers.
@@ -40,7 +55,10 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Spares memory for what is to be filled: layers make their parameters with ``torch.empty``."""
+    """Spares memory for what is to be filled: layers make their parameters with ``torch.empty``.
+
+    What is on the meta device stays there.
+    """
 
     def __torch_function__(
         self,
@@ -50,6 +68,14 @@ class _EmptyOnMeta(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _FILLS:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
         if func is torch.empty and kwargs.get("device") is None:
             kwargs = {**kwargs, "device": "meta"}
+        elif func in (torch.Tensor.to, torch.Tensor.cpu) and args[0].is_meta:
+            # Builders move what they have built; there is nothing to move yet.
+            _, dtype, *_ = torch._C._nn._parse_to(*args[1:], **kwargs)
+            return args[0] if dtype is None else func(args[0], dtype)
         return func(*args, **kwargs)
