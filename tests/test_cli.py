@@ -290,6 +290,8 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, number: signal.Signa
         ],
         cwd=tmp_path,
         env={**os.environ, "BIRKHOFF_ISA": "portable", "BIRKHOFF_NUM_THREADS": "1"},
+        # A shell may start its background jobs with interrupts ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stderr=subprocess.PIPE,
         text=True,
     )

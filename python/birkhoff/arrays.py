@@ -30,7 +30,7 @@ def encode(
         array: A 2-D numpy array or CPU torch tensor of float64, float32, float16 or bfloat16, with
             any strides.
         bits: Code bits a weight: 2, 3, 4, 5, 6 or 8 (4, 5, 6 or 8 with the winding codec).
-        codec: ``"shift"``, or ``"winding"``, the trajectory of the Birkhoff paper.
+        codec: ``"shift"``, or ``"winding"``, the trajectory of the paper (arXiv 2507.08765).
         scale: How the row scales are refitted after the search: ``"unbiased"`` keeps the size of
             the products with the weights, ``"least-squares"`` makes the squared error smallest.
 

@@ -8,6 +8,7 @@ says so where one is asked for.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, cast
 
@@ -102,25 +103,36 @@ class CodedWeight:
 
     def linear(self, x: Tensor, bias: Tensor | None, precision: str) -> Tensor:
         """``x @ W.T + bias``; see the module for shapes, dtypes and errors."""
-        _check(x, bias, self.out_features, self.in_features)
-        if x.device.type != "cpu":
-            raise ValueError(
-                f"x is on {x.device} and the weight on the CPU; move both to the same device"
-            )
-        shape = x.shape
-        if x.ndim != 2 or x.stride(1) != 1 or x.stride(0) < 0:
-            x = x.reshape(-1, self.in_features)
+        # A product of one token takes few microseconds: what is asked of tensors here is cheap.
+        shape, in_features, out_features = x.shape, self.in_features, self.out_features
+        if (
+            not x.is_cpu
+            or x.dtype not in _DTYPES
+            or not shape
+            or shape[-1] != in_features
+            or x.requires_grad
+            or (bias is not None and bias.numel() != out_features)
+        ):
+            _check(x, bias, out_features, in_features)
+            if not x.is_cpu:
+                raise ValueError(
+                    f"x is on {x.device} and the weight on the CPU; move both to the same device"
+                )
+        out = torch.empty((*shape[:-1], out_features), dtype=x.dtype)
+        if x.is_contiguous():
+            rows, row_stride = math.prod(shape[:-1]), in_features
+        else:
+            x = x.reshape(-1, in_features)
             if x.stride(1) != 1:
                 x = x.contiguous()
-        rows = x.shape[0]
-        out = x.new_empty((*shape[:-1], self.out_features))
+            rows, row_stride = x.shape[0], x.stride(0)
         if bias is not None and not (bias.dtype is torch.float32 and bias.is_contiguous()):
             bias = bias.float().contiguous()
         self._matrix.linear(
             x.data_ptr(),
             _DTYPES[x.dtype],
             rows,
-            x.stride(0),
+            row_stride,
             None if bias is None else bias.data_ptr(),
             out.data_ptr(),
             precision,

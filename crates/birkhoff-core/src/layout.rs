@@ -58,8 +58,9 @@ impl Layout {
     /// The layout of a `rows x cols` matrix.
     ///
     /// # Errors
-    /// [`Error::Shape`] if its sizes overflow.
+    /// [`Error::Shape`] if its sizes overflow, [`Error::Bits`] if there is no such trajectory.
     pub fn new(rows: usize, cols: usize, trajectory: Trajectory) -> Result<Self> {
+        trajectory.check()?;
         // The decoded f32 matrix is the largest thing whose size is ever computed.
         let padded = (rows.checked_next_multiple_of(STRIP))
             .zip(cols.checked_next_multiple_of(GROUP))
@@ -205,6 +206,13 @@ mod tests {
         assert_eq!(layout.row_scales_len(), 64);
         assert_eq!(layout.group_exponents_len(), 2 * 2 * 8);
         assert!(Layout::new(0, 7, Trajectory::Int8).unwrap().is_empty());
+    }
+
+    #[test]
+    fn impossible_rates_are_refused() {
+        for trajectory in [Trajectory::Shift(8), Trajectory::Shift(1), Trajectory::Winding(3)] {
+            assert!(Layout::new(1, 1, trajectory).is_err());
+        }
     }
 
     #[test]

@@ -177,6 +177,8 @@ class CodedLayer(nn.Module):
         ValueError: The bias has another length, or there is no such precision.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self, weight: CodedParameter, bias: Tensor | None, precision: Precision | None
     ) -> None:
@@ -196,7 +198,8 @@ class CodedLayer(nn.Module):
                 f"a bias of shape {tuple(bias.shape)} does not fit a weight of shape "
                 f"{weight.shape}: it must be of shape ({rows},)"
             )
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        parameter = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.register_parameter("bias", parameter)
 
     @property
     def weight(self) -> Tensor:
@@ -215,16 +218,19 @@ class CodedLayer(nn.Module):
 
     def _multiply(self, x: Tensor) -> Tensor:
         """``x W^T + b``, with W the matrix of the weight."""
-        device = x.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        device = "cpu" if x.is_cpu else x.device.type
+        if (device == "cpu" or torch.amp.is_autocast_available(device)) and (
+            torch.is_autocast_enabled(device)
+        ):
             x = x.to(torch.get_autocast_dtype(device))
         precision = self.precision or get_precision()
         weight: CodedParameter = self._modules["coded_weight"]  # type: ignore[assignment]
+        bias = self._parameters["bias"]
         if torch.compiler.is_compiling() or not _is_plain(x):
             settings = (*weight.matrix_shape, weight.bits, weight.codec, precision)
-            return ops.linear(x, *weight.parts(), self.bias, *settings)
+            return ops.linear(x, *weight.parts(), bias, *settings)
         # The same as the operator, without the way through the dispatcher.
-        return weight.prepared().linear(x, self.bias, precision)
+        return weight.prepared().linear(x, bias, precision)
 
 
 def _to_file_names(

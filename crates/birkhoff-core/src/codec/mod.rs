@@ -116,6 +116,21 @@ impl Trajectory {
         }
     }
 
+    /// Refuses a rate that its codec does not have.
+    ///
+    /// # Errors
+    /// [`Error::Bits`].
+    pub(crate) fn check(self) -> Result<()> {
+        let (codec, bits, choices) = match self {
+            Trajectory::Int8 | Trajectory::Shift(2..=6) | Trajectory::Winding(4..=6) => {
+                return Ok(());
+            }
+            Trajectory::Shift(bits) => (Codec::Shift, bits, "2, 3, 4, 5 or 6"),
+            Trajectory::Winding(bits) => (Codec::Winding, bits, "4, 5 or 6"),
+        };
+        Err(Error::Bits { codec: codec.name(), bits, choices })
+    }
+
     /// How weight `index` (0 to 15) of a block of a stream is read; `None` at 8 bits, where the code
     /// bytes are the values.
     pub const fn tap(self, index: u32) -> Option<Tap> {

@@ -56,6 +56,11 @@ impl Vector for __m256i {
     }
 
     #[inline(always)]
+    unsafe fn int8(self, _table: &Self::Table) -> Self {
+        self
+    }
+
+    #[inline(always)]
     unsafe fn lookup(self, table: &Self::Table) -> Self {
         // SAFETY: the caller says that the CPU has the instruction set.
         unsafe {
@@ -93,7 +98,6 @@ pub(crate) unsafe fn blocks(trajectory: Trajectory, strip: &[u8], first: usize, 
         for (table, values) in table.iter_mut().zip(CURVE.chunks_exact(16)) {
             *table = _mm256_broadcastsi128_si256(_mm_loadu_si128(values.as_ptr().cast()));
         }
-        with_code!(trajectory, C => generic::blocks::<__m256i, C>(&table, strip, first, out),
-            int8 => super::plain::blocks(trajectory, strip, first, out))
+        with_code!(trajectory, C => generic::blocks::<__m256i, C>(&table, strip, first, out));
     }
 }

@@ -9,7 +9,7 @@ use crate::codec::curve::CURVE;
 impl Vector for __m512i {
     const ROWS: usize = 16;
 
-    type Table = [__m512i; 4];
+    type Table = Table;
 
     #[inline(always)]
     unsafe fn load(from: *const u8) -> Self {
@@ -56,11 +56,25 @@ impl Vector for __m512i {
     unsafe fn lookup(self, table: &Self::Table) -> Self {
         // SAFETY: the caller says that the CPU has the instruction set.
         unsafe {
-            let low = _mm512_permutex2var_epi8(table[0], self, table[1]);
-            let high = _mm512_permutex2var_epi8(table[2], self, table[3]);
+            let [a, b, c, d] = table.values;
+            let low = _mm512_permutex2var_epi8(a, self, b);
+            let high = _mm512_permutex2var_epi8(c, self, d);
             _mm512_mask_mov_epi8(low, _mm512_movepi8_mask(self), high)
         }
     }
+
+    #[inline(always)]
+    unsafe fn int8(self, table: &Self::Table) -> Self {
+        // SAFETY: the caller says that the CPU has the instruction set.
+        unsafe { _mm512_xor_si512(self, table.flip) }
+    }
+}
+
+/// The 256 values of the curve, with the bits of `flip` inverted in each.
+#[derive(Clone, Copy)]
+pub(crate) struct Table {
+    values: [__m512i; 4],
+    flip: __m512i,
 }
 
 /// The curve, with the bits of `flip` inverted in every value.
@@ -68,17 +82,18 @@ impl Vector for __m512i {
 /// # Safety
 /// The CPU must have AVX-512.
 #[inline(always)]
-pub(crate) unsafe fn curve(flip: u8) -> [__m512i; 4] {
+pub(crate) unsafe fn curve(flip: u8) -> Table {
     // SAFETY: CURVE has 256 bytes; the caller says that the CPU has the instruction set.
     unsafe {
         let flip = _mm512_set1_epi8(flip as i8);
         let curve = CURVE.as_ptr().cast::<u8>();
-        [
+        let values = [
             _mm512_xor_si512(__m512i::load(curve), flip),
             _mm512_xor_si512(__m512i::load(curve.add(64)), flip),
             _mm512_xor_si512(__m512i::load(curve.add(128)), flip),
             _mm512_xor_si512(__m512i::load(curve.add(192)), flip),
-        ]
+        ];
+        Table { values, flip }
     }
 }
 
@@ -95,15 +110,8 @@ pub(crate) unsafe fn blocks(
     first: usize,
     out: &mut [i8],
 ) {
-    // SAFETY: the caller upholds all that is needed; int8 codes take as many bytes as values.
+    // SAFETY: the caller upholds all that is needed.
     unsafe {
-        with_code!(trajectory, C => generic::blocks::<__m512i, C>(&curve(flip), strip, first, out),
-            int8 => for (codes, out) in
-                strip[first * 512..][..out.len()].chunks_exact(64).zip(out.chunks_exact_mut(64))
-            {
-                let flip = _mm512_set1_epi8(flip as i8);
-                _mm512_xor_si512(__m512i::load(codes.as_ptr()), flip).store(out.as_mut_ptr());
-            }
-        )
+        with_code!(trajectory, C => generic::blocks::<__m512i, C>(&curve(flip), strip, first, out));
     }
 }

@@ -11,8 +11,8 @@ use crate::layout::{DECODED_BLOCK, STRIP};
 /// Quads (vectors of 4 columns a row) of a decoded block.
 pub(crate) const QUADS: usize = 8;
 
-/// Most words that a stream has in a block.
-const MAX_WORDS: usize = 6;
+/// Most vectors of codes in a block: at 8 bits, one a quad.
+const MAX_WORDS: usize = QUADS;
 
 /// What the decoder asks of an instruction set.
 pub(crate) trait Vector: Copy {
@@ -64,12 +64,27 @@ pub(crate) trait Vector: Copy {
     /// # Safety
     /// As for [`Vector::load`].
     unsafe fn lookup(self, table: &Self::Table) -> Self;
+
+    /// Int8 values as `table` holds values.
+    ///
+    /// # Safety
+    /// As for [`Vector::load`].
+    unsafe fn int8(self, table: &Self::Table) -> Self;
 }
 
 /// A [`Trajectory`] with a table of the curve, as a type: its taps are compile-time constants.
 pub(crate) trait Code {
     /// The trajectory.
     const TRAJECTORY: Trajectory;
+
+    /// Decodes the quad whose first weight is `EVEN`: twice the quad's number; `ODD` is the next.
+    ///
+    /// # Safety
+    /// The CPU must have the instruction set of `V`.
+    unsafe fn quad<V: Vector, const EVEN: u32, const ODD: u32>(
+        words: &Words<V>,
+        table: &V::Table,
+    ) -> V;
 }
 
 /// [`Trajectory::Shift`] as a type.
@@ -78,19 +93,53 @@ pub(crate) struct Shift<const BITS: u32>;
 /// [`Trajectory::Winding`] as a type.
 pub(crate) struct Winding<const BITS: u32>;
 
+/// [`Trajectory::Int8`] as a type.
+pub(crate) struct Int8;
+
 impl<const BITS: u32> Code for Shift<BITS> {
     const TRAJECTORY: Trajectory = Trajectory::Shift(BITS);
+
+    #[inline(always)]
+    unsafe fn quad<V: Vector, const EVEN: u32, const ODD: u32>(
+        words: &Words<V>,
+        table: &V::Table,
+    ) -> V {
+        // SAFETY: the caller says that the CPU has the instruction set.
+        unsafe { words.quad::<Self, EVEN, ODD>(table) }
+    }
 }
 
 impl<const BITS: u32> Code for Winding<BITS> {
     const TRAJECTORY: Trajectory = Trajectory::Winding(BITS);
+
+    #[inline(always)]
+    unsafe fn quad<V: Vector, const EVEN: u32, const ODD: u32>(
+        words: &Words<V>,
+        table: &V::Table,
+    ) -> V {
+        // SAFETY: the caller says that the CPU has the instruction set.
+        unsafe { words.quad::<Self, EVEN, ODD>(table) }
+    }
 }
 
-/// Evaluates `$with` with the type `$Code` of a trajectory, or `$int8` if it has none.
+impl Code for Int8 {
+    const TRAJECTORY: Trajectory = Trajectory::Int8;
+
+    #[inline(always)]
+    unsafe fn quad<V: Vector, const EVEN: u32, const ODD: u32>(
+        words: &Words<V>,
+        table: &V::Table,
+    ) -> V {
+        // SAFETY: the caller says that the CPU has the instruction set.
+        unsafe { words.0[EVEN as usize / 2 + 1].int8(table) }
+    }
+}
+
+/// Evaluates `$with` with the type `$Code` of a trajectory.
 macro_rules! with_code {
-    ($trajectory:expr, $Code:ident => $with:expr, int8 => $int8:expr $(,)?) => {{
+    ($trajectory:expr, $Code:ident => $with:expr $(,)?) => {{
         use $crate::codec::Trajectory;
-        use $crate::decode::generic::{Shift, Winding};
+        use $crate::decode::generic::{Int8, Shift, Winding};
         macro_rules! with {
             ($Type:ty) => {{
                 type $Code = $Type;
@@ -106,7 +155,7 @@ macro_rules! with_code {
             Trajectory::Winding(4) => with!(Winding<4>),
             Trajectory::Winding(5) => with!(Winding<5>),
             Trajectory::Winding(6) => with!(Winding<6>),
-            Trajectory::Int8 => $int8,
+            Trajectory::Int8 => with!(Int8),
             Trajectory::Shift(bits) | Trajectory::Winding(bits) => {
                 unreachable!("no codec has a {bits}-bit rate")
             }
@@ -162,15 +211,12 @@ impl<V: Vector> Words<V> {
         Words(words)
     }
 
-    /// Decodes the quad whose first weight is `EVEN`: twice the quad's number; `ODD` is the next.
+    /// [`Code::quad`] of a trajectory that is read by taps.
     ///
     /// # Safety
     /// The CPU must have the instruction set of `V`.
     #[inline(always)]
-    pub(crate) unsafe fn quad<C: Code, const EVEN: u32, const ODD: u32>(
-        &self,
-        table: &V::Table,
-    ) -> V {
+    unsafe fn quad<C: Code, const EVEN: u32, const ODD: u32>(&self, table: &V::Table) -> V {
         // SAFETY: the caller says that the CPU has the instruction set.
         unsafe {
             let even = weight::<V, C, EVEN>(&self.0);
@@ -194,7 +240,7 @@ macro_rules! for_each_quad {
     ) => {
         {
             let $quad = $even / 2;
-            let $values = $words.quad::<$Code, $even, $odd>($table);
+            let $values = <$Code>::quad::<_, $even, $odd>(&$words, $table);
             $with
         }
         $crate::decode::generic::for_each_quad!(

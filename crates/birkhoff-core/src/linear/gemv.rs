@@ -10,9 +10,9 @@ use crate::decode::generic::{self, Code, Vector, Words, for_each_quad, with_code
 use crate::layout::{BLOCK, GROUP, STRIP};
 
 /// Whether a product of so many tokens is faster here than in [`super::panel`]: beyond this, the
-/// sums do not fit in registers. Int8 is not decoded at all, and goes there.
+/// sums do not fit in registers.
 pub(super) fn suits<K: Kernel>(product: &Product<'_, K>, tokens: usize) -> bool {
-    tokens * product.planes <= MAX_ROWS && product.matrix.layout().trajectory().bits() < 8
+    tokens * product.planes <= MAX_ROWS
 }
 
 /// Most planes of all tokens.
@@ -42,7 +42,6 @@ pub(super) unsafe fn multiply<K: Kernel>(
                         product, &ends, index, tokens.start, table,
                     );
                 },
-                int8 => unreachable!("int8 does not suit"),
             )
         };
     }

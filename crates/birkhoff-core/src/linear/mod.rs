@@ -147,6 +147,8 @@ pub fn linear(
         out.fill_rows(bias);
         return Ok(());
     }
+    #[cfg(target_os = "linux")]
+    out.advise_huge_pages();
     match options.isa {
         Isa::Portable => {
             schedule::run::<portable::Portable>(weight, &x, bias, &mut out, options);

@@ -152,6 +152,29 @@ impl<'a> Output<'a> {
         }
     }
 
+    /// Asks the system for huge pages where the output is large: it is often fresh memory, and a page
+    /// fault for every 4 KiB of it would take a good part of the time of the product.
+    #[cfg(target_os = "linux")]
+    pub(super) fn advise_huge_pages(&mut self) {
+        const WORTHWHILE: usize = 4 << 20;
+        const PAGE: usize = 4 << 10;
+        let elements = self.rows.saturating_sub(1) * self.row_stride + self.cols;
+        let target = self.target();
+        let len = elements * target.dtype().size();
+        let skipped = target.start.align_offset(PAGE);
+        if len >= WORTHWHILE && skipped < PAGE {
+            // SAFETY: the range lies in memory that is borrowed mutably, and the advice changes
+            // none of it. Its result is of no consequence.
+            unsafe {
+                libc::madvise(
+                    target.start.add(skipped).cast(),
+                    (len - skipped) / PAGE * PAGE,
+                    libc::MADV_HUGEPAGE,
+                );
+            }
+        }
+    }
+
     /// Where the elements go, for kernels that write disjoint parts from several threads.
     pub(super) fn target(&mut self) -> Target<'_> {
         let (start, dtype): (*mut u8, _) = match &mut self.elements {

@@ -28,8 +28,10 @@ const CHUNK_BYTES: usize = 3 << 20;
 const TASK_TOKENS: usize = 96;
 /// Tasks for each thread, so that a thread that is held up leaves its share to others.
 const TASKS_PER_THREAD: usize = 4;
-/// Fewest multiplications that are worth waking other threads for.
+/// Fewest multiplications that are worth waking other threads for: some 10 microseconds.
 const MIN_PARALLEL_WORK: usize = 2_000_000;
+/// What decoding a weight costs, in multiplications.
+const DECODE_WORK: usize = 4;
 /// Tokens that are quantised at a time.
 const QUANTIZE_TOKENS: usize = 16;
 
@@ -119,7 +121,8 @@ pub(super) fn run<K: Kernel>(
 /// Quantises and multiplies a chunk.
 fn run_chunk<K: Kernel>(product: &Product<'_, K>, tokens: usize) {
     let layout = product.matrix.layout();
-    let work = tokens.saturating_mul(layout.rows()).saturating_mul(layout.cols());
+    let weights = layout.rows().saturating_mul(layout.cols());
+    let work = weights.saturating_mul(tokens.saturating_add(DECODE_WORK));
     let threads = if work < MIN_PARALLEL_WORK { 1 } else { product.options.threads.max(1) };
 
     let quantize_tasks = tokens.div_ceil(QUANTIZE_TOKENS);

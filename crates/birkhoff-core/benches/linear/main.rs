@@ -5,11 +5,16 @@
 //!
 //! `cargo bench -p birkhoff-core --bench linear -- [tokens=1,196] [bits=4,8] [isa=avx512,avx2]
 //! [threads=1,2] [shapes=768x3072,3072x768]` (shapes are in_features x out_features)
+//!
+//! With the argument `peaks`: only what a thread of this CPU can do at most, as JSON. The share of
+//! the time that decoding takes is that of decoding the whole matrix once for each 1024 tokens.
+
+mod peak;
 
 use std::time::{Duration, Instant};
 
 use birkhoff_core::isa::Isa;
-use birkhoff_core::layout::Layout;
+use birkhoff_core::layout::{DECODED_BLOCK, Layout};
 use birkhoff_core::linear::{Floats, FloatsMut, Input, LinearOptions, Output, Precision, linear};
 use birkhoff_core::matrix::{Bytes, HyperMatrix};
 use birkhoff_core::{Codec, MatrixView};
@@ -52,7 +57,30 @@ fn choices<T>(name: &str, default: &str, parse: impl Fn(&str) -> T) -> Vec<T> {
     given.as_deref().unwrap_or(default).split(',').map(parse).collect()
 }
 
+/// Seconds to decode the matrix once, on one thread.
+fn decode_seconds(weight: MatrixView<'_>, isa: Isa) -> f64 {
+    let mut values = vec![0; weight.layout().blocks() * DECODED_BLOCK];
+    let times = (0..ROUNDS).map(|_| {
+        let start = Instant::now();
+        for strip in 0..weight.layout().strips() {
+            weight.decode_strip(isa, strip, std::hint::black_box(&mut values));
+        }
+        start.elapsed().as_secs_f64()
+    });
+    times.fold(f64::INFINITY, f64::min)
+}
+
 fn main() {
+    let peaks = peak::peaks();
+    if std::env::args().any(|arg| arg == "peaks") {
+        let peaks: Vec<String> =
+            peaks.iter().map(|(name, speed)| format!("\"{name}\": {speed:.1}")).collect();
+        println!("{{{}}}", peaks.join(", "));
+        return;
+    }
+    for (name, speed) in &peaks {
+        println!("peak of a thread, {name}: {speed:.1} GFLOP/s");
+    }
     let number = |text: &str| text.parse::<usize>().expect("a number");
     let shapes = choices("shapes", "768x3072,3072x768,256x256", |shape| {
         let (cols, rows) = shape.split_once('x').expect("in_features x out_features");
@@ -65,7 +93,7 @@ fn main() {
     });
     let threads = choices("threads", "1,2", number);
     println!(
-        "{:>11} {:>5} {:>4} {:>8} {:>7} | {:>8} {:>8} {:>8}   GFLOP/s",
+        "{:>11} {:>5} {:>4} {:>8} {:>7} | {:>8} {:>8} {:>8}   GFLOP/s (share of decoding)",
         "in x out", "M", "bits", "isa", "threads", "highest", "high", "medium"
     );
     for &(in_features, out_features) in &shapes {
@@ -103,14 +131,22 @@ fn main() {
                     })
                     .collect();
                 for (options, speeds) in cells.chunks(3).zip(medians.chunks(3)) {
+                    let decodings = tokens.div_ceil(1024) as f64;
+                    let decoding = decode_seconds(matrix.view(), options[0].isa) * decodings
+                        / options[0].threads as f64;
+                    let shares: Vec<String> = speeds
+                        .iter()
+                        .map(|speed| format!("{:.1} %", 100.0 * decoding * speed * 1e9 / flop))
+                        .collect();
                     println!(
-                        "{:>11} {tokens:>5} {bits:>4} {:>8} {:>7} | {:>8.1} {:>8.1} {:>8.1}",
+                        "{:>11} {tokens:>5} {bits:>4} {:>8} {:>7} | {:>8.1} {:>8.1} {:>8.1}   ({})",
                         format!("{in_features}x{out_features}"),
                         options[0].isa.name(),
                         options[0].threads,
                         speeds[0],
                         speeds[1],
                         speeds[2],
+                        shares.join(", "),
                     );
                 }
             }
