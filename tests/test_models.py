@@ -128,8 +128,26 @@ def test_layers_are_swapped_and_other_tensors_decoded(original: Model) -> None:
     assert tokens.data_ptr() == model.to_tokens.coded_weight.codes.data_ptr()
     # Too small to gain.
     assert type(model.head) is nn.Linear
-    # Not coded: the same object, and no gradient is lost.
     assert isinstance(model.blocks[0].norm.weight, nn.Parameter)
+
+
+def test_models_run_outside_of_no_grad(original: Model, image: Tensor, tmp_path: Path) -> None:
+    model = birkhoff.compress(original)
+    birkhoff.save(model, tmp_path / "model.safetensors")
+    for each in (model, birkhoff.load(tmp_path / "model.safetensors", Model)):
+        assert not each(image).requires_grad
+
+
+def test_saving_over_the_file_that_a_model_is_mapped_from(
+    original: Model, image: Tensor, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    birkhoff.save(birkhoff.compress(original), path)
+    model = birkhoff.load(path, Model)
+    expected = run(model, image)
+    birkhoff.save(model, path, overwrite=True)
+    assert torch.equal(run(model, image), expected)
+    assert torch.equal(run(birkhoff.load(path, Model), image), expected)
 
 
 def test_output_is_that_of_the_decoded_weights(original: Model, image: Tensor) -> None:

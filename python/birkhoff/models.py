@@ -45,7 +45,7 @@ def compress(
     dict: weights of ``nn.Linear`` and of convolutions whose windows do not overlap stay coded in
     memory, in :class:`birkhoff.nn.HyperLinear` and :class:`birkhoff.nn.HyperConv2d`; other coded
     tensors are decoded; the rest is rounded to float16 where that loses next to nothing, but keeps
-    its dtype.
+    its dtype. No parameter takes a gradient any more.
 
     Args:
         model: A model on the CPU in eval mode.

@@ -31,7 +31,8 @@ def place(
 
     The weight of an ``nn.Linear`` or of a convolution that :class:`HyperConv2d` can do is
     multiplied with as it is: the layer is swapped, wherever it is used. Any other module keeps its
-    class and gets the decoded tensor; in its state dict, the coded form stands for it.
+    class and gets the decoded tensor; in its state dict, the coded form stands for it. No parameter
+    takes a gradient any more.
 
     Args:
         model: The model.
@@ -65,6 +66,9 @@ def place(
             )
         for parent, child_name in parents[id(module)]:
             parent._modules[child_name] = layer.train(module.training)
+    # Gradients could not pass the coded layers: without any, the model also runs outside of
+    # torch.no_grad().
+    model.requires_grad_(False)
 
 
 def coded_forms(module: nn.Module) -> dict[str, CodedParameter]:

@@ -152,6 +152,38 @@ fn the_same_tensors_make_the_same_file() {
 }
 
 #[test]
+fn coded_tensors_are_written_as_they_are() {
+    let (folder, path) = folder();
+    write(&path);
+    let file = File::open(&path).unwrap();
+    let copy = folder.path().join("copy.safetensors");
+    let writer = Writer::create(&copy, plan(), options()).unwrap();
+    for tensor in plan() {
+        match tensor.coding {
+            Coding::Coded { .. } => {
+                let matrix = file.matrix(&tensor.name).unwrap();
+                let view = matrix.view();
+                let parts = [view.codes(), view.row_scales(), view.group_exponents()];
+                if !view.codes().is_empty() {
+                    let short = [&parts[0][1..], parts[1], parts[2]];
+                    let message = writer.write_coded(&tensor.name, short).unwrap_err().to_string();
+                    assert!(message.contains("bytes"), "{message}");
+                }
+                writer.write_coded(&tensor.name, parts).unwrap();
+                assert!(writer.write_coded(&tensor.name, parts).is_err());
+            }
+            Coding::Stored { .. } => {
+                assert!(writer.write_coded(&tensor.name, [&[]; 3]).is_err());
+                writer.write(&tensor.name, &data(&tensor)).unwrap();
+            }
+            Coding::Tied { .. } => assert!(writer.write_coded(&tensor.name, [&[]; 3]).is_err()),
+        }
+    }
+    writer.finish().unwrap();
+    assert_eq!(fs::read(path).unwrap(), fs::read(copy).unwrap());
+}
+
+#[test]
 fn decompression_gives_original_names_shapes_and_dtypes() {
     let (folder, path) = folder();
     write(&path);
