@@ -10,6 +10,8 @@ float32 layers, of int8 dot products for the others; a product in `high` takes t
 `highest` three.
 
 Peers come from the `bench` extra; one that is missing or fails is said, with why.
+With several threads, those of other libraries that spin while idle take cores from the next layer;
+`cargo bench -p birkhoff-core --bench linear` shows how ours scale on their own.
 `BIRKHOFF_ISA=avx2 python benches/linear.py` forces another instruction set of ours.
 """
 
@@ -51,6 +53,8 @@ SHAPES = [
 TOKENS = [1, 7, 64, 196, 4096]
 #: Seconds that a timing lasts at least, and rounds.
 LEAST, ROUNDS = 0.004, 7
+#: Seconds in which the idle threads of the layer before stop spinning on the cores.
+SETTLE = 0.02
 
 
 class Missing(Exception):
@@ -276,7 +280,7 @@ def repeat(run: Run, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def seconds(runs: dict[str, Run], rounds: int) -> dict[str, float]:
+def seconds(runs: dict[str, Run], rounds: int, threads: int) -> dict[str, float]:
     """Median seconds a call, the layers taking turns."""
     calls = {}
     for name, run in runs.items():
@@ -285,8 +289,10 @@ def seconds(runs: dict[str, Run], rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
+            if threads > 1:
+                time.sleep(SETTLE)
             if calls[name] > 1:
-                run()  # back into the cache, and other libraries' threads to sleep
+                run()  # back into the cache
             times[name].append(repeat(run, calls[name]))
     return {name: statistics.median(each) for name, each in times.items()}
 
@@ -349,7 +355,7 @@ def main() -> None:
         for in_features, out_features in shapes:
             for tokens in arguments.tokens:
                 runs = make_layers(in_features, out_features, tokens, threads, missing)
-                times = seconds(runs, arguments.rounds)
+                times = seconds(runs, arguments.rounds, threads)
                 operations = 2 * tokens * in_features * out_features
                 row = {
                     "threads": threads,
