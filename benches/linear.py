@@ -381,9 +381,11 @@ def main() -> None:
                         print("GFLOP/s, ratio to torch fp32, share of peak")
                     print(f"\n{threads} threads, {in_features} -> {out_features}, M = {tokens}")
                     for name in runs:
-                        gflops = row["gflops"][name]
+                        share = row["share_of_peak"].get(name)
                         print(
-                            f"  {name:20} {gflops:8.1f}  {row['ratio_to_torch_fp32'][name]:6.2f}x"
+                            f"  {name:20} {row['gflops'][name]:8.1f}"
+                            f"  {row['ratio_to_torch_fp32'][name]:6.2f}x"
+                            f"  {'' if share is None else f'{share:5.0%}'}"
                         )
     if arguments.json:
         report = {
