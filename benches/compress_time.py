@@ -11,7 +11,6 @@ thread, complete (scales, search, packing, refit), for each instruction set.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,18 +19,10 @@ import threading
 import time
 from pathlib import Path
 
+from machine import cpu_name
 from weights import sam_state_dict
 
 MIB = 2**20
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
 
 
 def anonymous_memory(pid: int) -> int:

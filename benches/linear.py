@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import time
@@ -30,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import cpu_name
 from torch import nn
 
 from birkhoff import _core
@@ -323,12 +323,6 @@ def peak_of(name: str, measured: dict[str, float]) -> float | None:
     if "fp32" in name:
         return max((v for key, v in measured.items() if key.startswith("fma")), default=None)
     return measured.get("vpdpbusd zmm") if "bf16" not in name else None
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main() -> None:

@@ -73,7 +73,7 @@ pub(crate) trait Vector: Copy {
 }
 
 /// A [`Trajectory`] with a table of the curve, as a type: its taps are compile-time constants.
-pub(crate) trait Code {
+pub(crate) trait Code: Sized {
     /// The trajectory.
     const TRAJECTORY: Trajectory;
 
@@ -81,10 +81,14 @@ pub(crate) trait Code {
     ///
     /// # Safety
     /// The CPU must have the instruction set of `V`.
+    #[inline(always)]
     unsafe fn quad<V: Vector, const EVEN: u32, const ODD: u32>(
         words: &Words<V>,
         table: &V::Table,
-    ) -> V;
+    ) -> V {
+        // SAFETY: the caller says that the CPU has the instruction set.
+        unsafe { words.quad::<Self, EVEN, ODD>(table) }
+    }
 }
 
 /// [`Trajectory::Shift`] as a type.
@@ -98,28 +102,10 @@ pub(crate) struct Int8;
 
 impl<const BITS: u32> Code for Shift<BITS> {
     const TRAJECTORY: Trajectory = Trajectory::Shift(BITS);
-
-    #[inline(always)]
-    unsafe fn quad<V: Vector, const EVEN: u32, const ODD: u32>(
-        words: &Words<V>,
-        table: &V::Table,
-    ) -> V {
-        // SAFETY: the caller says that the CPU has the instruction set.
-        unsafe { words.quad::<Self, EVEN, ODD>(table) }
-    }
 }
 
 impl<const BITS: u32> Code for Winding<BITS> {
     const TRAJECTORY: Trajectory = Trajectory::Winding(BITS);
-
-    #[inline(always)]
-    unsafe fn quad<V: Vector, const EVEN: u32, const ODD: u32>(
-        words: &Words<V>,
-        table: &V::Table,
-    ) -> V {
-        // SAFETY: the caller says that the CPU has the instruction set.
-        unsafe { words.quad::<Self, EVEN, ODD>(table) }
-    }
 }
 
 impl Code for Int8 {
