@@ -101,6 +101,17 @@ def test_compress_on_the_fly_save_and_load(
     assert not caplog.records
     assert names_of(loaded, CodedParameter) == names_of(model, CodedParameter)
     assert same(loaded, model)
+    # It is also a file of birkhoff itself.
+    path = tmp_path / "compressed" / "model.safetensors"
+    assert birkhoff.verify_file(path, folder / "model.safetensors").ok
+    assert same(birkhoff.load(path, lambda: transformers.SamModel(sam_config())), model)
+    birkhoff.save(model, tmp_path / "model.safetensors")
+    a, b = birkhoff.open(path), birkhoff.open(tmp_path / "model.safetensors")
+    assert a.settings == b.settings
+    # save_pretrained leaves out tied tensors.
+    assert set(b) - set(a) == {"prompt_encoder.shared_embedding.positional_embedding"}
+    assert all((a[name] == b[name]).all() for name in a)
+    assert path.stat().st_size < 1.01 * (tmp_path / "model.safetensors").stat().st_size
     # Once more, from what was loaded.
     loaded.save_pretrained(tmp_path / "again")
     again = transformers.SamModel.from_pretrained(tmp_path / "again")
@@ -206,7 +217,22 @@ def sam3() -> Any:
     )
 
 
-@pytest.mark.parametrize("make", [sam_hq, sam2, sam3])
+def edge_tam() -> Any:
+    pytest.importorskip("timm")
+    prompt = {"hidden_size": 256, "image_size": 128}
+    return transformers.EdgeTamModel(
+        transformers.EdgeTamConfig(
+            vision_config={
+                "image_size": 128,
+                "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+            },
+            prompt_encoder_config=prompt,
+            mask_decoder_config={"mlp_dim": 128},
+        )
+    )
+
+
+@pytest.mark.parametrize("make", [sam_hq, sam2, sam3, edge_tam])
 def test_other_models(make: Callable[[], Any], tmp_path: Path) -> None:
     model = make().eval()
     model.save_pretrained(tmp_path / "original")
@@ -217,6 +243,9 @@ def test_other_models(make: Callable[[], Any], tmp_path: Path) -> None:
     loaded, info = type(model).from_pretrained(tmp_path / "compressed", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
+    assert birkhoff.verify_file(
+        tmp_path / "compressed" / "model.safetensors", tmp_path / "original" / "model.safetensors"
+    ).ok
     birkhoff.save(loaded, tmp_path / "model.safetensors")
     direct = birkhoff.load(tmp_path / "model.safetensors", lambda: type(model)(model.config))
     expected = compressed.state_dict()
