@@ -103,6 +103,8 @@ class BirkhoffQuantizer(HfQuantizer):
         self._tensors: list[Tensor] = []
         #: Which of them are encoded as soon as they are loaded, by name.
         self._to_encode: dict[str, Coded] = {}
+        #: Why one of them could not be encoded.
+        self._error: ValueError | None = None
 
     def validate_environment(self, *args: Any, device_map: Any = None, **options: Any) -> None:
         """Refuses what cannot work.
@@ -164,13 +166,19 @@ class BirkhoffQuantizer(HfQuantizer):
             return False
         [loaded] = tensors_of({name: tensor}, type(model).__name__)
         item = replace(item, tensor=loaded)
-        self._parameters[name] = encode(item, self.quantization_config.codec, tensor.dtype)
+        try:
+            self._parameters[name] = encode(item, self.quantization_config.codec, tensor.dtype)
+        except ValueError as error:
+            # Raised here, it would become a part of a long report.
+            self._error = self._error or error
         _vacate(model, name)
         return True
 
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **options: Any
     ) -> PreTrainedModel:
+        if self._error is not None:
+            raise self._error
         config = self.quantization_config
         settings: dict[str, Any] = {"bits": config.bits, "codec": config.codec}
         plan: list[Item] = []
