@@ -197,7 +197,8 @@ def load(
     Raises:
         FormatError: The file is damaged, was not written by birkhoff, or does not fit the model;
             missing and unexpected tensors are listed. The model is then as it was.
-        ValueError: The model is compressed already, or there is no such precision.
+        ValueError: The model is compressed already or not on the CPU, or there is no such
+            precision.
         OSError: The file cannot be read.
     """
     path = Path(path)
@@ -210,6 +211,7 @@ def load(
             file.check(name)
     model = _built(model)
     _check_not_compressed(model)
+    _check_on_cpu(model)
     targets = _state_dict(model)
     sources = _match(path, type(model).__name__, targets, entries, strict=strict)
     with safe_open(path, framework="pt") as tensors:
@@ -265,11 +267,27 @@ def _check_compressible(model: nn.Module) -> None:
             f"{name} is in training mode and a compressed model cannot be trained; "
             "call model.eval() first"
         )
-    for key, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor) and tensor.device.type != "cpu":
+    for key, value in model.state_dict().items():
+        if isinstance(value, Tensor) and value.device.type != "cpu":
             raise ValueError(
-                f"{name} is compressed on the CPU, and {key!r} is on {tensor.device}; "
+                f"{name} is compressed on the CPU, and {key!r} is on {value.device}; "
                 "call model.cpu() first, or load weights if they are on the meta device"
+            )
+        # Quantized layers of torch keep their weights so.
+        packed = value if isinstance(value, tuple) else ()
+        if any(isinstance(each, Tensor) and each.is_quantized for each in packed):
+            raise ValueError(
+                f"{name} is quantized already: {key!r} holds a quantized weight; start from the "
+                "original model"
+            )
+
+
+def _check_on_cpu(model: nn.Module) -> None:
+    for name, tensor in _state_dict(model).items():
+        if tensor.device.type not in ("cpu", "meta"):
+            raise ValueError(
+                f"{type(model).__name__} is loaded on the CPU, and {name!r} is on {tensor.device}; "
+                "call model.cpu() first"
             )
 
 
