@@ -15,7 +15,7 @@ $(BIN)/maturin:
 	$(BIN)/pip install --quiet --upgrade pip "maturin>=1.9,<2"
 
 develop: $(BIN)/maturin ## Build the extension and install it with all that the tests need
-	$(BIN)/maturin develop --release --quiet --extras test,demo
+	$(BIN)/maturin develop --release --quiet --extras test,demo,packages
 
 demo: develop ## Compress, verify and decompress trained weights, without network
 	$(BIN)/birkhoff demo

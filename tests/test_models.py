@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 import birkhoff
 from birkhoff.nn import CodedParameter, HyperConv2d, HyperLinear
@@ -409,10 +410,33 @@ def sparse() -> nn.Module:
     return nn.Sequential(linear).eval()
 
 
+def quantized() -> nn.Module:
+    linear = nn.Sequential(nn.Linear(64, 64)).eval()
+    model: nn.Module = torch.ao.quantization.quantize_dynamic(linear)  # type: ignore[no-untyped-call]
+    return model
+
+
+def with_quantized_buffer() -> nn.Module:
+    model = nn.Sequential(nn.Linear(64, 64)).eval()
+    weight = torch.quantize_per_tensor(torch.eye(64), 0.1, 0, torch.qint8)
+    model.register_buffer("table", weight)
+    return model
+
+
+def on_cuda() -> nn.Module:
+    """A model of fake tensors, which takes no GPU."""
+    with FakeTensorMode():
+        return nn.Sequential(nn.Linear(64, 64, device="cuda")).eval()
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda: nn.Sequential(nn.Linear(64, 64)), ["training mode", "eval()"]),
+        (on_cuda, ["'0.weight' is on cuda", "model.cpu()"]),
+        (quantized, ["quantized", "original model"]),
+        (with_quantized_buffer, ["'table'", "quantized"]),
         (on_meta, ["'0.weight'", "meta"]),
         (with_nan, ["'0.weight'", "NaN"]),
         (sparse, ["'0.weight'", "sparse"]),
@@ -466,6 +490,8 @@ def test_files_that_do_not_fit(original: Model, tmp_path: Path) -> None:
     assert type(other.blocks[0].lin1) is nn.Linear
     with pytest.raises(ValueError, match="already"):
         birkhoff.load(path, birkhoff.load(path, Model))
+    with pytest.raises(ValueError, match=r"'0\.weight' is on cuda"):
+        birkhoff.load(path, on_cuda())
 
     extended: Any = Model()
     extended.extra = nn.Linear(SIZE, SIZE)

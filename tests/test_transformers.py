@@ -101,6 +101,17 @@ def test_compress_on_the_fly_save_and_load(
     assert not caplog.records
     assert names_of(loaded, CodedParameter) == names_of(model, CodedParameter)
     assert same(loaded, model)
+    # It is also a file of birkhoff itself.
+    path = tmp_path / "compressed" / "model.safetensors"
+    assert birkhoff.verify_file(path, folder / "model.safetensors").ok
+    assert same(birkhoff.load(path, lambda: transformers.SamModel(sam_config())), model)
+    birkhoff.save(model, tmp_path / "model.safetensors")
+    a, b = birkhoff.open(path), birkhoff.open(tmp_path / "model.safetensors")
+    assert a.settings == b.settings
+    # save_pretrained leaves out tied tensors.
+    assert set(b) - set(a) == {"prompt_encoder.shared_embedding.positional_embedding"}
+    assert all((a[name] == b[name]).all() for name in a)
+    assert path.stat().st_size < 1.01 * (tmp_path / "model.safetensors").stat().st_size
     # Once more, from what was loaded.
     loaded.save_pretrained(tmp_path / "again")
     again = transformers.SamModel.from_pretrained(tmp_path / "again")
@@ -206,7 +217,22 @@ def sam3() -> Any:
     )
 
 
-@pytest.mark.parametrize("make", [sam_hq, sam2, sam3])
+def edge_tam() -> Any:
+    pytest.importorskip("timm")
+    prompt = {"hidden_size": 256, "image_size": 128}
+    return transformers.EdgeTamModel(
+        transformers.EdgeTamConfig(
+            vision_config={
+                "image_size": 128,
+                "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+            },
+            prompt_encoder_config=prompt,
+            mask_decoder_config={"mlp_dim": 128},
+        )
+    )
+
+
+@pytest.mark.parametrize("make", [sam_hq, sam2, sam3, edge_tam])
 def test_other_models(make: Callable[[], Any], tmp_path: Path) -> None:
     model = make().eval()
     model.save_pretrained(tmp_path / "original")
@@ -217,6 +243,9 @@ def test_other_models(make: Callable[[], Any], tmp_path: Path) -> None:
     loaded, info = type(model).from_pretrained(tmp_path / "compressed", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
+    assert birkhoff.verify_file(
+        tmp_path / "compressed" / "model.safetensors", tmp_path / "original" / "model.safetensors"
+    ).ok
     birkhoff.save(loaded, tmp_path / "model.safetensors")
     direct = birkhoff.load(tmp_path / "model.safetensors", lambda: type(model)(model.config))
     expected = compressed.state_dict()
@@ -274,16 +303,58 @@ def test_importing_birkhoff_imports_neither_torch_nor_transformers() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_mask_generation_pipeline(sam: Any) -> None:
+def test_few_weights_are_uncompressed_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def place(model: nn.Module, parameters: dict[str, CodedParameter], *others: Any) -> None:
+        sizes.append(sum(tensor.nbytes for tensor in model.state_dict().values()))
+        birkhoff.nn.placement.place(model, parameters, *others)
+
+    monkeypatch.setattr("birkhoff.transformers.place", place)
+    transformers.SamModel.from_pretrained(folder, quantization_config=BirkhoffConfig())
+    assert sizes[0] < 0.1 * (folder / "model.safetensors").stat().st_size
+
+
+def test_weights_that_are_not_finite_or_do_not_fit(sam: Any, tmp_path: Path) -> None:
+    weight = sam.vision_encoder.layers[0].mlp.lin1.weight
+    with torch.no_grad():
+        weight[1, 1] = torch.nan
+    sam.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"^tensor .*mlp\.lin1\.weight.* NaN .*--skip$"):
+        transformers.SamModel.from_pretrained(tmp_path, quantization_config=BirkhoffConfig())
+    config = sam_config()
+    config.vision_config.mlp_dim = 64
+    with pytest.raises(RuntimeError, match="mismatch"):
+        transformers.SamModel.from_pretrained(
+            tmp_path, config=config, quantization_config=BirkhoffConfig()
+        )
+
+
+def test_mask_generation_pipeline(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
-    generator = transformers.pipeline(
-        "mask-generation",
-        model=birkhoff.compress(sam),
-        image_processor=transformers.SamImageProcessor(
-            size={"longest_edge": 64}, pad_size={"height": 64, "width": 64}
-        ),
+    model = transformers.SamModel.from_pretrained(folder, quantization_config=BirkhoffConfig())
+    processor = transformers.SamImageProcessor(
+        size={"longest_edge": 64},
+        pad_size={"height": 64, "width": 64},
+        mask_size={"longest_edge": 16},
+        mask_pad_size={"height": 16, "width": 16},
     )
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "compressed")
+    generator = transformers.pipeline("mask-generation", model=str(tmp_path / "compressed"))
+    assert names_of(generator.model, HyperLinear)
     from PIL import Image
 
-    image = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
-    assert "masks" in generator(image, points_per_batch=64)
+    image = np.random.default_rng(7).integers(0, 256, (48, 64, 3), np.uint8)
+    # Thresholds are off, as random weights would pass none.
+    output = generator(
+        Image.fromarray(image),
+        points_per_batch=64,
+        pred_iou_thresh=-1e9,
+        stability_score_thresh=-1.0,
+        crops_nms_thresh=1.0,
+    )
+    assert output["masks"]
+    assert all(np.shape(mask) == (48, 64) for mask in output["masks"])

@@ -348,6 +348,18 @@ class File:
         raises, or on any other error, nothing is left behind.
         """
 
+def manifest(
+    plan: Sequence[_Planned], data: Sequence[Sequence[NDArray[np.uint8]]], *, settings: str = "{}"
+) -> str:
+    """The metadata `birkhoff` of a compressed file that another program writes.
+
+    `plan` is that of `Writer`. `data` has the bytes that the file will hold for each of its items:
+    three arrays for a coded tensor (codes, row scales, group exponents), one for a stored one, none
+    for a tied one.
+
+    Raises FormatError if the plan is impossible or the data are of other lengths.
+    """
+
 @final
 class Writer:
     """A compressed file in the making, and a context manager.

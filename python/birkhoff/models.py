@@ -21,7 +21,7 @@ from birkhoff.files import require_compressed
 from birkhoff.nn.coded import PARTS, CodedLayer, CodedParameter
 from birkhoff.nn.placement import coded_forms, coded_parameters, place
 from birkhoff.nn.skeleton import parameters_on_meta
-from birkhoff.plan import Coded, Stored, Tied, matches_any, plan_stored
+from birkhoff.plan import Coded, Item, Stored, Tied, matches_any, plan_stored
 from birkhoff.precision import Precision, checked
 from birkhoff.torch_checkpoint import tensors_of
 
@@ -75,17 +75,24 @@ def compress(
     for item in plan:
         name = item.tensor.name
         if isinstance(item, Coded) and _holds(model, name):
-            parameters[name] = _encode(item, codec, state_dict[name].dtype)
+            parameters[name] = encode(item, codec, state_dict[name].dtype)
         elif isinstance(item, Tied) and item.to in parameters:
             parameters[name] = parameters[item.to]
     place(model, parameters, precision)
-    for item in plan:
-        tensor = state_dict[item.tensor.name]
-        if isinstance(item, Stored) and item.dtype == "F16" and tensor.dtype != torch.float16:
-            tensor.copy_(tensor.half())
+    round_stored(model, plan)
     setattr(model, SETTINGS, settings)
     # Modules that keep something computed from their tensors in eval mode compute it again.
     return model.eval()
+
+
+def round_stored(model: nn.Module, plan: Sequence[Item]) -> None:
+    """Rounds the tensors of a model that a plan stores in 16 bit."""
+    state_dict = model.state_dict()
+    for item in plan:
+        if isinstance(item, Stored) and item.dtype == "F16":
+            tensor = state_dict[item.tensor.name]
+            if tensor.dtype != torch.float16:
+                tensor.copy_(tensor.half())
 
 
 def save(model: nn.Module, path: str | Path, *, overwrite: bool = False) -> int:
@@ -108,49 +115,60 @@ def save(model: nn.Module, path: str | Path, *, overwrite: bool = False) -> int:
     """
     path = Path(path)
     check_output(path, overwrite=overwrite)
+    settings = json.dumps(getattr(model, SETTINGS, {}))
+    contents = file_contents(model)
+    entries = [entry for entry, _ in contents]
+    with Writer(path, entries, settings=settings, overwrite=overwrite) as writer:
+        for (_, name, *_), content in contents:
+            if isinstance(content, CodedParameter):
+                writer.write_coded(name, *(part_bytes(part) for part in content.parts()))
+            elif content is not None:
+                writer.write(name, content.tensor.read())
+        return writer.finish()
+
+
+def file_contents(
+    model: nn.Module,
+) -> list[tuple[tuple[Any, ...], CodedParameter | Stored | None]]:
+    """The plan for the file of a compressed model, as a writer takes it, and what each item holds.
+
+    In the order of the state dict, coded tensors where their parts are. A tied one holds nothing.
+
+    Raises:
+        ValueError: The model is not compressed, or a tensor cannot be stored.
+    """
     coded = coded_parameters(model)
     if not coded:
         raise ValueError(
             f"{type(model).__name__} holds no coded parameters; call birkhoff.compress(model) first"
         )
-    settings = getattr(model, SETTINGS, {})
-    skip = settings.get("skip", [])
+    skip = getattr(model, SETTINGS, {}).get("skip", [])
     state_dict = _state_dict(model)
     part_of = {f"{name}.{part}": name for name in coded for part in PARTS}
     plain = {key: tensor for key, tensor in state_dict.items() if key not in part_of}
     stored = {tensor.name: tensor for tensor in tensors_of(plain, type(model).__name__)}
-    entries: list[Any] = []
-    items: dict[str, CodedParameter | Stored] = {}
+    contents: list[tuple[tuple[Any, ...], CodedParameter | Stored | None]] = []
     first_names: dict[CodedParameter, str] = {}
-    # In the order of the state dict, coded tensors where their parts are.
     for name in dict.fromkeys(part_of.get(key, key) for key in state_dict):
         if name in coded:
             parameter = coded[name]
             what = (name, TORCH_DTYPES[str(_decoded_dtype(model, name))], parameter.shape)
             first_name = first_names.setdefault(parameter, name)
             if first_name != name:
-                entries.append(("tied", *what, first_name))
+                contents.append((("tied", *what, first_name), None))
                 continue
             matrix = (*parameter.matrix_shape, parameter.bits, parameter.codec)
-            entries.append(("coded", *what, *matrix))
-            items[name] = parameter
+            contents.append((("coded", *what, *matrix), parameter))
         else:
             tensor = stored[name]
             what = (name, tensor.dtype, tensor.shape)
             if tensor.tied_to is not None:
-                entries.append(("tied", *what, tensor.tied_to))
+                contents.append((("tied", *what, tensor.tied_to), None))
                 continue
             exact = matches_any(name, skip)
-            stored_item = Stored(tensor, tensor.dtype) if exact else plan_stored(tensor)
-            entries.append(("stored", *what, stored_item.dtype))
-            items[name] = stored_item
-    with Writer(path, entries, settings=json.dumps(settings), overwrite=overwrite) as writer:
-        for name, item in items.items():
-            if isinstance(item, CodedParameter):
-                writer.write_coded(name, *(_part_bytes(part) for part in item.parts()))
-            else:
-                writer.write(name, item.tensor.read())
-        return writer.finish()
+            item = Stored(tensor, tensor.dtype) if exact else plan_stored(tensor)
+            contents.append((("stored", *what, item.dtype), item))
+    return contents
 
 
 def load(
@@ -179,7 +197,8 @@ def load(
     Raises:
         FormatError: The file is damaged, was not written by birkhoff, or does not fit the model;
             missing and unexpected tensors are listed. The model is then as it was.
-        ValueError: The model is compressed already, or there is no such precision.
+        ValueError: The model is compressed already or not on the CPU, or there is no such
+            precision.
         OSError: The file cannot be read.
     """
     path = Path(path)
@@ -192,6 +211,7 @@ def load(
             file.check(name)
     model = _built(model)
     _check_not_compressed(model)
+    _check_on_cpu(model)
     targets = _state_dict(model)
     sources = _match(path, type(model).__name__, targets, entries, strict=strict)
     with safe_open(path, framework="pt") as tensors:
@@ -247,11 +267,27 @@ def _check_compressible(model: nn.Module) -> None:
             f"{name} is in training mode and a compressed model cannot be trained; "
             "call model.eval() first"
         )
-    for key, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor) and tensor.device.type != "cpu":
+    for key, value in model.state_dict().items():
+        if isinstance(value, Tensor) and value.device.type != "cpu":
             raise ValueError(
-                f"{name} is compressed on the CPU, and {key!r} is on {tensor.device}; "
+                f"{name} is compressed on the CPU, and {key!r} is on {value.device}; "
                 "call model.cpu() first, or load weights if they are on the meta device"
+            )
+        # Quantized layers of torch keep their weights so.
+        packed = value if isinstance(value, tuple) else ()
+        if any(isinstance(each, Tensor) and each.is_quantized for each in packed):
+            raise ValueError(
+                f"{name} is quantized already: {key!r} holds a quantized weight; start from the "
+                "original model"
+            )
+
+
+def _check_on_cpu(model: nn.Module) -> None:
+    for name, tensor in _state_dict(model).items():
+        if tensor.device.type not in ("cpu", "meta"):
+            raise ValueError(
+                f"{type(model).__name__} is loaded on the CPU, and {name!r} is on {tensor.device}; "
+                "call model.cpu() first"
             )
 
 
@@ -283,7 +319,12 @@ def _decoded_dtype(model: nn.Module, name: str) -> torch.dtype:
     return module.coded_weight.dtype
 
 
-def _encode(item: Coded, codec: str, dtype: torch.dtype) -> CodedParameter:
+def encode(item: Coded, codec: str, dtype: torch.dtype) -> CodedParameter:
+    """Encodes a tensor that is `dtype` in its model.
+
+    Raises:
+        ValueError: It holds NaN or infinity.
+    """
     tensor = item.tensor
     try:
         matrix, _ = _core.encode(
@@ -294,7 +335,7 @@ def _encode(item: Coded, codec: str, dtype: torch.dtype) -> CodedParameter:
     return CodedParameter.from_matrix(matrix, tensor.shape, dtype)
 
 
-def _part_bytes(part: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def part_bytes(part: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return tensor_bytes(part.cpu())
 
 

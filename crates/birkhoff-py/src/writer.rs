@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock};
 
 use birkhoff_core::codec::{Codec, ScaleRefit};
-use birkhoff_core::container::manifest::{Checksum, PartChecksums, element_type};
+use birkhoff_core::container::manifest::{
+    Checksum, Manifest, PartChecksums, Settings, VERSION, element_type,
+};
 use birkhoff_core::container::{self, Coding, Tensor, WriterOptions};
 use birkhoff_core::isa::Isa;
 use birkhoff_core::threads;
@@ -47,8 +49,7 @@ impl Writer {
     ) -> Result<Writer> {
         let plan = plan.iter().map(planned).collect::<Result<Vec<_>>>()?;
         let options = WriterOptions {
-            settings: serde_json::from_str(settings)
-                .map_err(|error| Failure::value(format!("settings are no JSON object: {error}")))?,
+            settings: object(settings)?,
             overwrite,
             refit: ScaleRefit::default(),
             isa: Isa::current()?,
@@ -105,6 +106,35 @@ impl Writer {
     fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyTuple>) {
         py.detach(|| drop(self.take()));
     }
+}
+
+#[pyfunction]
+#[pyo3(signature = (plan, data, *, settings = "{}"))]
+pub(crate) fn manifest(
+    py: Python<'_>,
+    plan: Vec<Bound<'_, PyTuple>>,
+    data: Vec<Vec<PyReadonlyArrayDyn<'_, u8>>>,
+    settings: &str,
+) -> Result<String> {
+    let plan = plan.iter().map(planned).collect::<Result<Vec<_>>>()?;
+    if plan.len() != data.len() {
+        return Err(Failure::value(format!("{} items, but data of {}", plan.len(), data.len())));
+    }
+    let data = (data.iter())
+        .map(|parts| parts.iter().map(|part| arrays::contiguous(part, "data")).collect())
+        .collect::<Result<Vec<Vec<_>>>>()?;
+    let settings = object(settings)?;
+    py.detach(|| {
+        let tensors = (plan.into_iter().zip(&data))
+            .map(|(tensor, parts)| tensor.with_checksums(parts))
+            .collect::<birkhoff_core::Result<_>>()?;
+        Ok(Manifest { version: VERSION, settings, tensors }.to_json()?)
+    })
+}
+
+fn object(settings: &str) -> Result<Settings> {
+    serde_json::from_str(settings)
+        .map_err(|error| Failure::value(format!("settings are no JSON object: {error}")))
 }
 
 /// A tensor from an item of the plan; the stub file lists the kinds.

@@ -88,6 +88,15 @@ pub struct PartChecksums {
     pub group_exponents: Checksum,
 }
 
+impl PartChecksums {
+    /// The checksums of the three parts.
+    pub fn of(codes: &[u8], row_scales: &[u8], group_exponents: &[u8]) -> PartChecksums {
+        let [codes, row_scales, group_exponents] =
+            [codes, row_scales, group_exponents].map(Checksum::of);
+        PartChecksums { codes, row_scales, group_exponents }
+    }
+}
+
 /// XXH3 (64 bit, seed 0) of the bytes of a tensor; 16 hexadecimal digits in JSON.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Checksum(u64);
@@ -200,6 +209,34 @@ impl Tensor {
         Error::Tensor { name: self.name.clone(), reason }
     }
 
+    /// The tensor with the checksums of what a file holds for it: the three parts of a coded tensor,
+    /// the elements of a stored one, nothing for one that is tied.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if the tensor is impossible, or their number or one of their lengths is
+    /// another.
+    pub fn with_checksums(mut self, data: &[&[u8]]) -> Result<Tensor> {
+        let mut expected = Vec::new();
+        for stored in self.stored_tensors()? {
+            let bits = stored.shape.iter().product::<usize>() * stored.dtype.bitsize();
+            expected.push(bits / 8);
+        }
+        if !data.iter().map(|bytes| bytes.len()).eq(expected.iter().copied()) {
+            let lengths: Vec<_> = data.iter().map(|bytes| bytes.len()).collect();
+            return Err(
+                self.error(format!("a file holds {expected:?} bytes of it, not {lengths:?}"))
+            );
+        }
+        match &mut self.coding {
+            Coding::Coded { checksums, .. } => {
+                *checksums = PartChecksums::of(data[0], data[1], data[2])
+            }
+            Coding::Stored { checksum, .. } => *checksum = Checksum::of(data[0]),
+            Coding::Tied { .. } => {}
+        }
+        Ok(self)
+    }
+
     /// Checks that dtype, shape and coding fit each other, and lists what the file holds for it.
     fn stored_tensors(&self) -> Result<Vec<StoredTensor>> {
         let is_float = |dtype| float_dtype(dtype).is_some();
@@ -244,6 +281,16 @@ impl Tensor {
 }
 
 impl Manifest {
+    /// The JSON document, for the metadata of a file that another program writes.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] with the first tensor that is impossible.
+    pub fn to_json(&self) -> Result<String> {
+        self.stored_tensors()?;
+        Ok(serde_json::to_string(self)
+            .expect("it has neither other keys than strings nor failing parts"))
+    }
+
     /// Reads the JSON document.
     ///
     /// # Errors

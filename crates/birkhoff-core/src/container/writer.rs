@@ -208,8 +208,8 @@ impl Writer {
         for (name, part) in manifest::part_names(name).iter().zip(parts) {
             self.write_stored(name, part)?;
         }
-        let [codes, row_scales, group_exponents] = parts.map(Checksum::of);
-        Ok(PartChecksums { codes, row_scales, group_exponents })
+        let [codes, row_scales, group_exponents] = parts;
+        Ok(PartChecksums::of(codes, row_scales, group_exponents))
     }
 
     fn write_stored(&self, name: &str, bytes: &[u8]) -> Result<()> {
