@@ -59,7 +59,7 @@ pub(crate) fn attention(
     let dtype = Dtype::from_name(dtype)?;
     let out_len = queries.1.iter().product();
     py.detach(|| {
-        // SAFETY: `birkhoff.ops`, the one caller, passes the addresses of live CPU tensors: queries,
+        // SAFETY: `birkhoff.attention`, the one caller, passes the addresses of live CPU tensors: queries,
         // keys and values of `dtype` with their shapes and strides; `out` contiguous, fresh, of the
         // shape of the queries and of `dtype`; tables and paddings contiguous, f32 and of the
         // lengths that stand beside them.
