@@ -98,11 +98,11 @@ pub fn attention(
     match options.isa {
         Isa::Portable => schedule::run::<portable::Portable>(operands, out, options),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => schedule::run::<avx2::Avx2>(operands, out, options),
+        Isa::Avx2 | Isa::AvxVnni => schedule::run::<avx2::Avx2>(operands, out, options),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => schedule::run::<avx512::Avx512>(operands, out, options),
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512 => unreachable!("not available"),
+        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 => unreachable!("not available"),
     }
     Ok(())
 }
