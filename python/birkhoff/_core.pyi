@@ -22,6 +22,7 @@ __all__ = [
     "FormatError",
     "HyperMatrix",
     "Writer",
+    "attention",
     "available_isas",
     "coded_nbytes",
     "cpu_features",
@@ -208,6 +209,27 @@ class BorrowedMatrix:
 
     def decode(self) -> NDArray[np.float32]:
         """The weights as a new array."""
+
+_Heads: TypeAlias = tuple[int, Sequence[int], Sequence[int]]
+
+def attention(
+    queries: _Heads,
+    keys: _Heads,
+    values: _Heads,
+    dtype: str,
+    out: int,
+    scale: float,
+    relative_position: tuple[tuple[int, int], tuple[int, int]] | None,
+    window: tuple[int, tuple[tuple[int, int], tuple[int, int]]] | None,
+    threads: int,
+) -> None:
+    """Attention in memory that another library owns. For `birkhoff.attention` alone.
+
+    A tensor is its address, its shape `(batch, height, width, heads, head_dim)` and the strides of
+    all but the channels, in elements; `out` is an address. `relative_position` has address and
+    length of the tables for rows and columns, `window` the rows of a window and address and length
+    of the padding key and value. Nothing checks addresses. Raises ValueError if shapes do not fit.
+    """
 
 def encode(
     data: NDArray[np.uint8],

@@ -25,7 +25,8 @@ _SCHEMA = (
     "int out_features, int in_features, int bits, str codec, str precision) -> Tensor"
 )
 
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+#: Names of the dtypes that operators take.
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 _library = torch.library.Library("birkhoff", "DEF")  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
@@ -107,7 +108,7 @@ class CodedWeight:
         shape, in_features, out_features = x.shape, self.in_features, self.out_features
         if (
             not x.is_cpu
-            or x.dtype not in _DTYPES
+            or x.dtype not in DTYPES
             or not shape
             or shape[-1] != in_features
             or x.requires_grad
@@ -130,13 +131,13 @@ class CodedWeight:
             bias = bias.float().contiguous()
         self._matrix.linear(
             x.data_ptr(),
-            _DTYPES[x.dtype],
+            DTYPES[x.dtype],
             rows,
             row_stride,
             None if bias is None else bias.data_ptr(),
             out.data_ptr(),
             precision,
-            _THREADS or torch.get_num_threads(),
+            num_threads(),
         )
         return out
 
@@ -145,9 +146,14 @@ class CodedWeight:
 _THREADS = int(os.environ.get("BIRKHOFF_NUM_THREADS") or 0) and _core.get_num_threads()
 
 
+def num_threads() -> int:
+    """How many threads an operator uses: as many as torch."""
+    return _THREADS or torch.get_num_threads()
+
+
 def _check(x: Tensor, bias: Tensor | None, out_features: int, in_features: int) -> None:
     """Refuses what the operator cannot take, on any device."""
-    if x.dtype not in _DTYPES:
+    if x.dtype not in DTYPES:
         raise TypeError(
             f"HyperLinear takes float32, float16 or bfloat16, not {x.dtype}; convert x first"
         )

@@ -9,11 +9,13 @@
 //! | [`matrix`] | a coded matrix, owned or borrowed, and whole-matrix encode and decode |
 //! | [`decode`] | theta to int8, sixteen rows at a time, for every instruction set |
 //! | [`linear`] | decode and multiply in one operator |
+//! | [`attention`] | softmax attention of image encoders, without copies and score matrices |
 //! | [`container`] | the safetensors file: header, checksums, memory map |
 //! | [`isa`], [`threads`] | which instructions and how many threads are used |
 //!
 //! Decoding is bit-identical on every instruction set, thread count and machine.
 
+pub mod attention;
 pub mod codec;
 pub mod container;
 pub mod decode;
@@ -23,6 +25,7 @@ pub mod isa;
 pub mod layout;
 pub mod linear;
 pub mod matrix;
+mod scratch;
 pub mod threads;
 
 pub use codec::encode::{Distortion, EncodeOptions};

@@ -4,12 +4,14 @@
 //! `python/birkhoff/_core.pyi` documents every name.
 
 mod arrays;
+mod attention;
 mod distortion;
 mod environment;
 mod errors;
 mod file;
 mod linear;
 mod matrix;
+mod memory;
 mod writer;
 
 /// Codec, file format and kernels of birkhoff.
@@ -17,6 +19,8 @@ mod writer;
 mod _core {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use super::attention::attention;
     #[pymodule_export]
     use super::distortion::Distortion;
     #[pymodule_export]

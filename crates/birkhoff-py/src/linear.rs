@@ -13,6 +13,7 @@ use pyo3::prelude::*;
 use crate::arrays;
 use crate::environment::get_num_threads;
 use crate::errors::{Failure, Result};
+use crate::memory::{slice, slice_mut};
 
 fn precision(name: &str) -> Result<Precision> {
     Precision::from_name(name).ok_or_else(|| {
@@ -131,30 +132,6 @@ impl BorrowedMatrix {
         MatrixView::new(self.layout, codes, row_scales, group_exponents)
             .expect("the lengths are the layout's")
     }
-}
-
-/// A slice, also of no elements at a null pointer.
-///
-/// # Safety
-/// `len` elements can be read at `start` for the lifetime of the slice.
-unsafe fn slice<'a, T>(start: *const T, len: usize) -> &'a [T] {
-    if len == 0 {
-        return &[];
-    }
-    // SAFETY: the caller says so.
-    unsafe { std::slice::from_raw_parts(start, len) }
-}
-
-/// As [`slice`], for writing.
-///
-/// # Safety
-/// `len` elements can be read and written at `start`, by nobody else, for the lifetime of the slice.
-unsafe fn slice_mut<'a, T>(start: *mut T, len: usize) -> &'a mut [T] {
-    if len == 0 {
-        return &mut [];
-    }
-    // SAFETY: the caller says so.
-    unsafe { std::slice::from_raw_parts_mut(start, len) }
 }
 
 #[pymethods]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from birkhoff.nn.attention import fuse_attention
 from birkhoff.nn.coded import PARTS, CodedLayer, CodedParameter
 from birkhoff.nn.conv import HyperConv2d
 from birkhoff.nn.linear import HyperLinear
@@ -32,7 +33,7 @@ def place(
     The weight of an ``nn.Linear`` or of a convolution that :class:`HyperConv2d` can do is
     multiplied with as it is: the layer is swapped, wherever it is used. Any other module keeps its
     class and gets the decoded tensor; in its state dict, the coded form stands for it. No parameter
-    takes a gradient any more.
+    takes a gradient any more, and attention of image encoders is computed by the operator.
 
     Args:
         model: The model.
@@ -69,6 +70,7 @@ def place(
     # Gradients could not pass the coded layers: without any, the model also runs outside of
     # torch.no_grad().
     model.requires_grad_(False)
+    fuse_attention(model)
 
 
 def coded_forms(module: nn.Module) -> dict[str, CodedParameter]:

@@ -32,6 +32,7 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use operand::write;
 pub use operand::{Floats, FloatsMut, Input, Output};
 
 use crate::error::{Error, Result};

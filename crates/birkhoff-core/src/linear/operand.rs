@@ -219,7 +219,7 @@ impl Target<'_> {
 ///
 /// # Safety
 /// As many elements must be writable at `to`, aligned for the dtype.
-pub(super) unsafe fn write(values: &[f32], dtype: Dtype, to: *mut u8) {
+pub(crate) unsafe fn write(values: &[f32], dtype: Dtype, to: *mut u8) {
     // SAFETY: the caller says that the elements are writable, and nothing else refers to them.
     unsafe {
         match dtype {

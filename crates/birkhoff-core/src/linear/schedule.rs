@@ -6,7 +6,6 @@
 //! that its activations stay below [`CHUNK_BYTES`].
 
 use std::cell::Cell;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::LinearOptions;
@@ -15,6 +14,7 @@ use super::operand::{Input, Output, Target};
 use super::panel::{PANEL_LEN, PANEL_SCALES, PANEL_STRIPS};
 use crate::layout::{BLOCK, STRIP};
 use crate::matrix::MatrixView;
+use crate::scratch::{KEPT_BYTES, Scratch};
 use crate::threads::team;
 
 /// Most tokens of a chunk.
@@ -182,49 +182,7 @@ pub(super) unsafe fn quantize<K: Kernel>(product: &Product<'_, K>, tokens: Range
 }
 
 thread_local! {
-    static ACTIVATIONS: Cell<Scratch> = const { Cell::new(Scratch(Vec::new())) };
-    static WORKSPACE: Cell<Scratch> = const { Cell::new(Scratch(Vec::new())) };
+    static ACTIVATIONS: Cell<Scratch> = const { Cell::new(Scratch::new()) };
+    static WORKSPACE: Cell<Scratch> = const { Cell::new(Scratch::new()) };
     static CONVERTED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
-
-/// Most bytes of a buffer that a thread keeps for its next call.
-const KEPT_BYTES: usize = 32 << 20;
-
-/// A cache line.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line(#[allow(dead_code)] [u8; 64]);
-
-/// Uninitialised memory that a thread keeps from call to call.
-#[derive(Default)]
-struct Scratch(Vec<MaybeUninit<Line>>);
-
-impl Scratch {
-    /// Takes the thread's buffer. (A call within a call would find none and make its own.)
-    fn take(from: &'static std::thread::LocalKey<Cell<Scratch>>) -> Scratch {
-        from.take()
-    }
-
-    /// Room for parts of so many bytes, each on a cache line of its own.
-    fn split<const N: usize>(&mut self, bytes: [usize; N]) -> [*mut u8; N] {
-        let lines = bytes.map(|bytes| bytes.div_ceil(size_of::<Line>()));
-        let total = lines.iter().sum();
-        if self.0.capacity() < total {
-            // Nothing in the old buffer is worth copying.
-            self.0 = Vec::with_capacity(total);
-        }
-        let mut next = self.0.as_mut_ptr();
-        lines.map(|lines| {
-            let part = next;
-            next = next.wrapping_add(lines);
-            part.cast()
-        })
-    }
-
-    /// Keeps the buffer for the thread's next call, unless it is very large.
-    fn give_back(self, to: &'static std::thread::LocalKey<Cell<Scratch>>) {
-        if self.0.capacity() * size_of::<Line>() <= KEPT_BYTES {
-            to.set(self);
-        }
-    }
 }
