@@ -1,0 +1,1 @@
+"""How well a compressed model keeps the masks of its original."""
