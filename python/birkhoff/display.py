@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,6 +17,9 @@ from rich.table import Table
 from birkhoff import compression
 from birkhoff.policy import SIXTEEN
 from birkhoff.summary import Summary, TensorSummary
+
+if TYPE_CHECKING:
+    from birkhoff.evaluation import Evaluation
 
 
 def console() -> Console:
@@ -148,6 +151,14 @@ def show_environment(out: Console, info: dict[str, Any]) -> None:
     for key, value in info.items():
         text = ", ".join(value) if isinstance(value, list) else str(value)
         out.print(f"{key.replace('_', ' '):<28} {escape('none' if value is None else text)}")
+
+
+def show_evaluation(out: Console, evaluation: Evaluation) -> None:
+    """One line a figure."""
+    from birkhoff.evaluation.figures import figures
+
+    for name, value in figures(evaluation):
+        out.print(f"{name:<42} {value}", soft_wrap=True)
 
 
 def decibels(value: float | None) -> str:
