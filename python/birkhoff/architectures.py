@@ -1,4 +1,4 @@
-"""Models from files: an original, and a compressed one of its architecture."""
+"""Builds models from files: an original, and a compressed one of its architecture."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def load_pair(
     Args:
         compressed: A file of ``birkhoff compress`` or ``birkhoff.save``, or a transformers folder.
         original: A transformers folder, or a bare checkpoint.
-        architecture: What a bare checkpoint is of: ``vit_b``, ``vit_l`` or ``vit_h`` of the package
-            segment_anything, or a folder with the ``config.json`` of a transformers model. If None,
-            it follows from the shapes of the checkpoint's tensors where it is one of the three.
+        architecture: As in :func:`builder`.
 
     Returns:
         The compressed model and the original.
@@ -40,22 +38,43 @@ def load_pair(
         BirkhoffError: They do not fit each other, or an architecture is unknown.
         OSError: A file cannot be read.
     """
-    if original.is_dir():
-        build = transformers_builder(original)
-        restored = load_folder(original)
-    else:
-        build = builder(original, architecture)
-        restored = _load_bare(original, build)
-    small = load_folder(compressed) if compressed.is_dir() else load(compressed, build)
-    return small, restored
+    restored = load_original(original, architecture)
+    if compressed.is_dir():
+        return load_folder(compressed), restored
+    return load(compressed, builder(original, architecture)), restored
+
+
+def load_original(path: Path, architecture: str | None = None) -> nn.Module:
+    """A model that is not compressed, in eval mode.
+
+    Args:
+        path: A transformers folder, or a bare checkpoint.
+        architecture: As in :func:`builder`.
+
+    Raises:
+        BirkhoffError: The architecture is unknown, or the weights do not fit it.
+        OSError: A file cannot be read.
+    """
+    if path.is_dir():
+        return load_folder(path)
+    return _load_bare(path, builder(path, architecture))
 
 
 def builder(checkpoint: Path, architecture: str | None = None) -> Builder:
-    """What makes a model of the architecture of a bare checkpoint, without its weights.
+    """What makes a model of the architecture of a checkpoint, without its weights.
+
+    Args:
+        checkpoint: A transformers folder, or a bare checkpoint.
+        architecture: What a bare checkpoint is of: ``vit_b``, ``vit_l`` or ``vit_h`` of the package
+            segment_anything, or a folder with the ``config.json`` of a transformers model. If None,
+            it follows from the shapes of the checkpoint's tensors where it is one of the three.
 
     Raises:
         BirkhoffError: The architecture is unknown, or its package is not installed.
+        OSError: A file cannot be read.
     """
+    if checkpoint.is_dir():
+        return transformers_builder(checkpoint)
     if architecture is not None and Path(architecture).is_dir():
         return transformers_builder(Path(architecture))
     name = architecture or infer_architecture(open_checkpoint(checkpoint).tensors)
