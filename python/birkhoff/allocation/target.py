@@ -188,12 +188,13 @@ def allocate(
     if smallest > limit:
         raise ValueError(
             f"the file cannot be {original_nbytes / limit:.4g} times smaller: at the lowest rates "
-            f"it is {original_nbytes / smallest:.4g} times; ask for less, or give up rules and skips"
+            f"it is {original_nbytes / smallest:.4g} times; ask for less, or drop rules and skips"
         )
     best = planned(_bits(lowest))
+    least = sum(choice.nbytes for choice in lowest.values())
     # What is beside the tensors, such as the header, depends a little on the choice.
     for _ in range(ROUNDS):
-        chosen = cheapest(choices, max(limit - others, smallest - others))
+        chosen = cheapest(choices, max(limit - others, least))
         result = planned(_bits(chosen))
         nbytes, others = _sizes(*result, chosen)
         if nbytes <= limit:
