@@ -34,7 +34,7 @@ mod _core {
     #[pymodule_export]
     use super::matrix::{HyperMatrix, coded_nbytes, encode, rates};
     #[pymodule_export]
-    use super::writer::{Writer, manifest};
+    use super::writer::{Writer, manifest, planned_nbytes};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -132,6 +132,13 @@ pub(crate) fn manifest(
     })
 }
 
+#[pyfunction]
+#[pyo3(signature = (plan, *, settings = "{}"))]
+pub(crate) fn planned_nbytes(plan: Vec<Bound<'_, PyTuple>>, settings: &str) -> Result<u64> {
+    let plan = plan.iter().map(planned).collect::<Result<Vec<_>>>()?;
+    Ok(container::writer::planned_len(plan, object(settings)?)?)
+}
+
 fn object(settings: &str) -> Result<Settings> {
     serde_json::from_str(settings)
         .map_err(|error| Failure::value(format!("settings are no JSON object: {error}")))
