@@ -10,6 +10,7 @@ mod errors;
 mod file;
 mod linear;
 mod matrix;
+mod tables;
 mod writer;
 
 /// Codec, file format and kernels of birkhoff.
@@ -29,6 +30,8 @@ mod _core {
     use super::linear::BorrowedMatrix;
     #[pymodule_export]
     use super::matrix::{HyperMatrix, coded_nbytes, encode, rates};
+    #[pymodule_export]
+    use super::tables::{curve, group_scales, taps};
     #[pymodule_export]
     use super::writer::Writer;
 
