@@ -127,13 +127,19 @@ __constant__ float GROUP_SCALE[16] = {{{_listed(scales)}}};
 
 
 def source(variant: Variant) -> str:
-    """All that is compiled, as one text; the compiler names the files in its messages."""
-    return constants(variant).join(_files()[:1] + ("",)) + "".join(_files()[1:])
+    """All that is compiled, as one text; messages of the compiler name the files."""
+    device, *kernels = map(_text, FILES)
+    return "".join([device, constants(variant), *kernels])
+
+
+def device_source() -> str:
+    """The part of :func:`source` that another one may stand for, to run the kernels elsewhere."""
+    return _text(FILES[0])
 
 
 @functools.cache
-def _files() -> tuple[str, ...]:
-    return tuple(f'#line 1 "{name}"\n{(KERNELS / name).read_text()}' for name in FILES)
+def _text(name: str) -> str:
+    return f'#line 1 "{name}"\n{(KERNELS / name).read_text()}'
 
 
 def _listed(values: Iterable[object]) -> str:
