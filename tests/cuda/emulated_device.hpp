@@ -5,7 +5,6 @@
 // at an instruction of the whole warp. Then the next runs, in one of several orders. So what is read
 // before it was written is found, if no barrier forces the order; what depends on the order of
 // single loads and stores within a stretch without barriers is not.
-#pragma once
 
 #include <cstdint>
 #include <cstdio>

@@ -1,6 +1,4 @@
 // Launches the kernels that stand before this file.
-#pragma once
-
 namespace emulation {
 
 inline const Arguments* arguments;

@@ -116,7 +116,12 @@ class Emulator:
 
 
 class Guarded:
-    """A copy of a tensor that ends where a page begins that may not be touched."""
+    """A copy of a tensor that ends where a page begins that may not be touched.
+
+    Attributes:
+        data: Its bytes.
+        address: Where they start.
+    """
 
     _libc = ctypes.CDLL(None)
 
@@ -131,15 +136,15 @@ class Guarded:
         # What lies before must stay as it is.
         self._before = whole[:offset]
         self._before[:] = 0xA5
-        self._data = whole[offset:pages]
-        self._data[:] = data
+        self.data = whole[offset:pages]
+        self.data[:] = data
         self._like = tensor
         self.address = start + offset
 
     def read(self) -> Tensor:
         """What stands there now."""
         assert (self._before == 0xA5).all(), "written before the start"
-        return torch.from_numpy(self._data.copy()).view(self._like.dtype).reshape(self._like.shape)
+        return torch.from_numpy(self.data.copy()).view(self._like.dtype).reshape(self._like.shape)
 
 
 @dataclass
