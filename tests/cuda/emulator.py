@@ -8,6 +8,7 @@ import hashlib
 import mmap
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,9 @@ import torch
 from torch import Tensor
 
 import birkhoff
-from birkhoff import torch_decode
 from birkhoff.cuda import source
-from birkhoff.cuda.dispatch import Tile
 from birkhoff.cuda.launch import Arguments
-from birkhoff.cuda.source import Dtype, Variant
+from birkhoff.cuda.source import Dtype, Tile, Variant
 
 HERE = Path(__file__).parent
 
@@ -37,7 +36,7 @@ DTYPES: dict[Dtype, torch.dtype] = {
 #: A fault to plant: text of a kernel's source, and what stands there instead.
 Fault = tuple[str, str]
 
-COMPILER = shutil.which("g++")
+COMPILER = shutil.which("g++") if sys.platform == "linux" else None
 
 
 class EmulationError(RuntimeError):

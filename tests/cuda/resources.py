@@ -89,7 +89,10 @@ def instructions_per_thousand(compiler: Nvrtc, disassembler: Path, variant: Vari
     stand in the same loop.
     """
     text = source(variant)
-    for branch, taken in (("if (arguments.aligned) {", "{"), ("if (columns < STREAM) {", "if (0) {")):
+    for branch, taken in (
+        ("if (arguments.aligned) {", "{"),
+        ("if (columns < STREAM) {", "if (0) {"),
+    ):
         assert text.count(branch) == 1
         text = text.replace(branch, taken)
     cubin, _ = compiler.compile(text, compiler.options(variant.capability))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
-
 import resources
+
 from birkhoff.cuda.nvrtc import Nvrtc, NvrtcError, nvrtc
 from birkhoff.cuda.source import Variant
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import emulator
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import emulator
-from birkhoff import ops
-from birkhoff.cuda import DeviceWeight, dispatch, driver, launch, program
+from birkhoff import ops, torch_decode
+from birkhoff.cuda import DeviceWeight, dispatch, driver, launch, program, source
 from birkhoff.cuda.nvrtc import Nvrtc, NvrtcError
 from birkhoff.cuda.source import Dtype, Variant
 from birkhoff.nn import HyperConv2d, HyperLinear
@@ -44,14 +44,14 @@ class FakeCompiler:
     def options(self, capability: int) -> list[str]:
         return [f"sm_{capability}"]
 
-    def compile(self, source: str, options: list[str]) -> tuple[bytes, str]:
+    def compile(self, text: str, options: list[str]) -> tuple[bytes, str]:
         for codec, bits, dtype, planes in itertools.product(
             ("shift", "winding"), (2, 3, 4, 5, 6, 8), emulator.DTYPES, (1, 2, 3)
         ):
             if codec == "winding" and bits not in (4, 5, 6):
                 continue
             variant = Variant(codec, bits, dtype, planes, int(options[0][3:]))
-            if emulator.source.source(variant) == source:
+            if source.source(variant) == text:
                 self.compiled.append(variant)
                 return b"EMULATOR:" + bytes(emulator.build(variant)) + b"\0", ""
         raise AssertionError("the source is of no variant")
@@ -77,8 +77,8 @@ def fake_libcuda(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
     assert emulator.COMPILER is not None
     options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    source = HERE / "fake_libcuda.cpp"
-    subprocess.run([emulator.COMPILER, *options, str(source), "-o", str(path)], check=True)
+    library = HERE / "fake_libcuda.cpp"
+    subprocess.run([emulator.COMPILER, *options, str(library), "-o", str(path)], check=True)
     return path
 
 
@@ -129,8 +129,9 @@ def relative_error(y: Tensor, reference: Tensor) -> float:
 def test_operator(device: FakeDevice, dtype: torch.dtype, tokens: int) -> None:
     layer = make_layer(precision="highest")
     x = torch.randn(tokens, 200).to(dtype)
-    arguments = (70, 200, 4, "shift", "highest")
-    y = ops._linear_cuda(x, *layer.coded_weight.parts(), layer.bias, *arguments)
+    codes, row_scales, exponents = layer.coded_weight.parts()
+    settings = (layer.bias, 70, 200, 4, "shift", "highest")
+    y = ops._linear_cuda(x, codes, row_scales, exponents, *settings)
     assert (y.dtype, y.shape) == (dtype, (tokens, 70))
     assert relative_error(y, expected(layer, x)) < (1e-6 if dtype == torch.float32 else 1e-3)
     assert device.launches > 0
@@ -284,9 +285,7 @@ def test_compiled_kernels_are_kept(device: FakeDevice, monkeypatch: pytest.Monke
 @needs_compiler
 def test_layers_on_the_device(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules take the way to the device where their codes are on it."""
-    monkeypatch.setattr(
-        ops, "linear", lambda *arguments: ops._linear_cuda(*arguments)
-    )
+    monkeypatch.setattr(ops, "linear", lambda *arguments: ops._linear_cuda(*arguments))
     monkeypatch.setattr("birkhoff.nn.coded._is_plain", lambda _: False)
     layer = make_layer()
     conv = HyperConv2d.from_conv2d(nn.Conv2d(3, 24, 4, 4))
@@ -309,7 +308,7 @@ def test_decode_with_torch_operations_is_bit_identical(codec: str, bits: int) ->
         weight = emulator.Weight(*shape, codec, bits)
         parameter = CodedParameter.from_matrix(weight.matrix)
         for dtype in dtypes:
-            decoded = emulator.torch_decode.decode(
+            decoded = torch_decode.decode(
                 *parameter.parts(), *shape, bits=bits, codec=codec, dtype=emulator.DTYPES[dtype]
             )
             assert torch.equal(decoded, weight.decoded(dtype))

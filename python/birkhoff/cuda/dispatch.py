@@ -16,8 +16,8 @@ from birkhoff.cuda.source import GEMV_TOKENS, LARGE, SMALL, Dtype, Tile, Variant
 
 Path = Literal["fused", "decode", "torch"]
 
-#: Forces a path: ``fused`` the kernels that multiply, ``decode`` the decode kernel and ``F.linear``,
-#: ``torch`` a decode with torch operations and ``F.linear``.
+#: Forces a path: ``fused`` the kernels that multiply, ``decode`` the decode kernel and
+#: ``F.linear``, ``torch`` a decode with torch operations and ``F.linear``.
 VARIABLE = "BIRKHOFF_CUDA"
 
 

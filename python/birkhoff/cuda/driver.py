@@ -98,8 +98,7 @@ class Driver:
         """
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         unsigned = [
-            ctypes.c_uint(value)
-            for value in (*grid, 1, kernel.threads, 1, 1, kernel.shared_bytes)
+            ctypes.c_uint(value) for value in (*grid, 1, kernel.threads, 1, 1, kernel.shared_bytes)
         ]
         with self._in_context(device):
             self._call(

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from birkhoff import torch_decode
+from birkhoff.cuda import program
 from birkhoff.cuda.dispatch import choose, forced_path
 from birkhoff.cuda.driver import Kernel
-from birkhoff.cuda.program import Program, program
+from birkhoff.cuda.program import Program
 from birkhoff.cuda.source import Dtype, Tile, Variant
 
 _DTYPES: dict[torch.dtype, Dtype] = {
@@ -69,7 +70,7 @@ class DeviceWeight:
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The decoded weight, of shape (out_features, in_features)."""
         of_kernel = dtype if dtype in _DTYPES else torch.float32
-        return self._decode(of_kernel, self._program(of_kernel, planes=1)).to(dtype)
+        return self.decode_with(of_kernel, self.program(of_kernel, planes=1)).to(dtype)
 
     def linear(self, x: Tensor, bias: Tensor | None, precision: str) -> Tensor:
         """``x @ W.T + bias`` in the dtype of x, with W rounded to that dtype.
@@ -82,27 +83,31 @@ class DeviceWeight:
         bias = None if bias is None else bias.to(x.dtype)
         tokens = x.numel() // max(self.in_features, 1)
         if tokens == 0 or self.codes.numel() == 0:
-            return functional.linear(x, self._decode(x.dtype, None), bias)
+            return functional.linear(x, self.decode_with(x.dtype, None), bias)
         planes = _PLANES[precision] if x.dtype == torch.float32 else 1
-        loaded = self._program(x.dtype, planes)
+        loaded = self.program(x.dtype, planes)
         kernel = None if loaded is None else choose(loaded.variant, tokens, forced_path())
         if loaded is None or kernel is None:
-            return functional.linear(x, self._decode(x.dtype, loaded), bias)
-        return self._multiply(loaded, kernel, x, bias)
+            return functional.linear(x, self.decode_with(x.dtype, loaded), bias)
+        return self.multiply_with(loaded, kernel, x, bias)
 
     def prepare(self, dtype: torch.dtype, precision: str) -> None:
         """Compiles what :meth:`linear` needs for x of a dtype, and loads it."""
         if dtype in _DTYPES and self.codes.numel() > 0:
-            self._program(dtype, _PLANES[precision] if dtype == torch.float32 else 1)
+            self.program(dtype, _PLANES[precision] if dtype == torch.float32 else 1)
 
-    def _program(self, dtype: torch.dtype, planes: int) -> Program | None:
+    def program(self, dtype: torch.dtype, planes: int) -> Program | None:
+        """The kernels for x of a dtype, if there are any for the device and they are not to be
+        left alone.
+        """
         if forced_path() == "torch":
             return None
         index, capability = device_of(self.codes)
         codec = "shift" if self.bits == 8 else self.codec  # the same codes
-        return program(Variant(codec, self.bits, _DTYPES[dtype], planes, capability), index)
+        return program.load(Variant(codec, self.bits, _DTYPES[dtype], planes, capability), index)
 
-    def _decode(self, dtype: torch.dtype, loaded: Program | None) -> Tensor:
+    def decode_with(self, dtype: torch.dtype, loaded: Program | None) -> Tensor:
+        """The decoded weight in the dtype of a program, or with torch operations if None."""
         shape = (self.out_features, self.in_features)
         if loaded is None:
             parts = (self.codes, self.row_scales, self.group_exponents)
@@ -116,9 +121,10 @@ class DeviceWeight:
             _launch(loaded, loaded.decode, (self._strips, 1), arguments, weight)
         return weight
 
-    def _multiply(
+    def multiply_with(
         self, loaded: Program, kernel: Tile | int, x: Tensor, bias: Tensor | None
     ) -> Tensor:
+        """The product, by a tile of ``gemm`` or, up to as many tokens, a ``gemv_*``."""
         y = torch.empty((*x.shape[:-1], self.out_features), dtype=x.dtype, device=x.device)
         x = x.reshape(-1, self.in_features)
         if x.stride(1) != 1:

@@ -58,8 +58,12 @@ class Nvrtc:
                 f"capability {capability / 10}"
             )
         kind = "sm" if usable[-1] == capability else "compute"
-        # No -use_fast_math: decoding is to be exact.
-        return [f"--gpu-architecture={kind}_{usable[-1]}", "--std=c++17", "--device-as-default-execution-space"]
+        # No --use_fast_math: decoding is to be exact.
+        return [
+            f"--gpu-architecture={kind}_{usable[-1]}",
+            "--std=c++17",
+            "--device-as-default-execution-space",
+        ]
 
     def compile(self, source: str, options: list[str]) -> tuple[bytes, str]:
         """Compiles a program.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -45,7 +46,7 @@ class Program:
         self.variant = variant
         self.device = device
         self.driver = driver()
-        module = _load(self.driver, device, variant)
+        module = _load_module(self.driver, device, variant)
 
         def kernel(name: str, threads: int, shared_bytes: int) -> Kernel:
             return self.driver.kernel(device, module, name, threads, shared_bytes)
@@ -65,7 +66,7 @@ _lock = threading.Lock()
 _programs: dict[tuple[int, Variant], Program | None] = {}
 
 
-def program(variant: Variant, device: int) -> Program | None:
+def load(variant: Variant, device: int) -> Program | None:
     """The kernels of a variant on a device, compiled at the first call.
 
     Returns:
@@ -120,7 +121,7 @@ def _is_capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
-def _load(driver: Driver, device: int, variant: Variant) -> object:
+def _load_module(driver: Driver, device: int, variant: Variant) -> ctypes.c_void_p:
     """Loads the module of a variant, from the cache if it is there."""
     compiler = nvrtc()
     options = compiler.options(variant.capability)

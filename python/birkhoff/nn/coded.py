@@ -143,8 +143,9 @@ class CodedParameter(nn.Module):
 
     def on_device(self, device: torch.device | None = None) -> DeviceWeight:
         """The matrix, to be decoded or multiplied with on a device; its own if None."""
-        parts = (part.to(device).contiguous() for part in self.parts())
-        return DeviceWeight(*parts, *self.matrix_shape, self.bits, self.codec)
+        codes, row_scales, group_exponents = (part.to(device).contiguous() for part in self.parts())
+        matrix = (*self.matrix_shape, self.bits, self.codec)
+        return DeviceWeight(codes, row_scales, group_exponents, *matrix)
 
     def decode(self, device: torch.device | None = None) -> Tensor:
         """The decoded tensor, made anew on a device; its own if None."""
@@ -242,7 +243,7 @@ class CodedLayer(nn.Module):
         return weight.prepared().linear(x, bias, precision)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         weight = self.coded_weight
         if weight.codes.is_cuda and type(weight.codes) is Tensor:
             # Kernels are compiled here, not in the first call: that may be the capture of a graph.
