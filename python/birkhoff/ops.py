@@ -217,9 +217,8 @@ def _linear_cuda(
                 f"x is on {x.device} and {name} of the weight on {tensor.device}; move both to the "
                 "same device"
             )
-    codes, row_scales, group_exponents = (part.contiguous() for part in parts)
-    matrix = (out_features, in_features, bits, codec)
-    return DeviceWeight(codes, row_scales, group_exponents, *matrix).linear(x, bias, precision)
+    weight = DeviceWeight.of(parts, (out_features, in_features), bits=bits, codec=codec)
+    return weight.linear(x, bias, precision)
 
 
 def _linear_fake(

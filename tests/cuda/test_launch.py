@@ -283,6 +283,18 @@ def test_compiled_kernels_are_kept(device: FakeDevice, monkeypatch: pytest.Monke
 
 
 @needs_compiler
+def test_nothing_is_compiled_after_preparation(device: FakeDevice) -> None:
+    layer = make_layer()
+    weight = on_device(layer)
+    weight.prepare(torch.float32, "high")
+    prepared = list(device.compiler.compiled)
+    for tokens in (1, 100, 1000):
+        weight.linear(torch.randn(tokens, 200), None, "high")
+    weight.decode()
+    assert device.compiler.compiled == prepared == [Variant("shift", 4, "F32", 2, 80)]
+
+
+@needs_compiler
 def test_layers_on_the_device(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules take the way to the device where their codes are on it."""
     monkeypatch.setattr(ops, "linear", lambda *arguments: ops._linear_cuda(*arguments))

@@ -16,15 +16,13 @@ from birkhoff.cuda.dispatch import choose, forced_path
 from birkhoff.cuda.driver import Kernel
 from birkhoff.cuda.program import Program
 from birkhoff.cuda.source import Dtype, Tile, Variant
+from birkhoff.precision import get_precision
 
 _DTYPES: dict[torch.dtype, Dtype] = {
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
 }
-
-#: Into how many bfloat16 planes float32 x is cut, as `torch.set_float32_matmul_precision` has it.
-_PLANES = {"highest": 3, "high": 2, "medium": 1}
 
 
 class Arguments(ctypes.Structure):
@@ -67,10 +65,35 @@ class DeviceWeight:
     bits: int
     codec: str
 
+    @classmethod
+    def of(
+        cls,
+        parts: tuple[Tensor, Tensor, Tensor],
+        shape: tuple[int, int],
+        *,
+        bits: int,
+        codec: str,
+    ) -> DeviceWeight:
+        """One of these parts, copied where kernels could not read them in place.
+
+        Args:
+            parts: Codes, row scales and group exponents.
+            shape: Out_features and in_features.
+            bits: As the attribute.
+            codec: As the attribute.
+        """
+        codes, row_scales, group_exponents = (part.contiguous() for part in parts)
+        if codes.data_ptr() % 4 != 0:
+            codes = codes.clone()
+        return cls(codes, row_scales, group_exponents, *shape, bits, codec)
+
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The decoded weight, of shape (out_features, in_features)."""
         of_kernel = dtype if dtype in _DTYPES else torch.float32
-        return self.decode_with(of_kernel, self.program(of_kernel, planes=1)).to(dtype)
+        # The program that products use too.
+        planes = _planes(of_kernel, get_precision())
+        loaded = self.program(of_kernel, planes) if forced_path() != "torch" else None
+        return self.decode_with(of_kernel, loaded).to(dtype)
 
     def linear(self, x: Tensor, bias: Tensor | None, precision: str) -> Tensor:
         """``x @ W.T + bias`` in the dtype of x, with W rounded to that dtype.
@@ -82,26 +105,22 @@ class DeviceWeight:
         """
         bias = None if bias is None else bias.to(x.dtype)
         tokens = x.numel() // max(self.in_features, 1)
-        if tokens == 0 or self.codes.numel() == 0:
-            return functional.linear(x, self.decode_with(x.dtype, None), bias)
-        planes = _PLANES[precision] if x.dtype == torch.float32 else 1
-        loaded = self.program(x.dtype, planes)
-        kernel = None if loaded is None else choose(loaded.variant, tokens, forced_path())
+        path = forced_path()
+        loaded = kernel = None
+        if path != "torch" and tokens > 0 and self.out_features > 0:
+            loaded = self.program(x.dtype, _planes(x.dtype, precision))
+            kernel = None if loaded is None else choose(loaded.variant, tokens, path)
         if loaded is None or kernel is None:
             return functional.linear(x, self.decode_with(x.dtype, loaded), bias)
         return self.multiply_with(loaded, kernel, x, bias)
 
     def prepare(self, dtype: torch.dtype, precision: str) -> None:
         """Compiles what :meth:`linear` needs for x of a dtype, and loads it."""
-        if dtype in _DTYPES and self.codes.numel() > 0:
-            self.program(dtype, _PLANES[precision] if dtype == torch.float32 else 1)
+        if dtype in _DTYPES and self.codes.numel() > 0 and forced_path() != "torch":
+            self.program(dtype, _planes(dtype, precision))
 
     def program(self, dtype: torch.dtype, planes: int) -> Program | None:
-        """The kernels for x of a dtype, if there are any for the device and they are not to be
-        left alone.
-        """
-        if forced_path() == "torch":
-            return None
+        """The kernels for x of a dtype, if the device can have any."""
         index, capability = device_of(self.codes)
         codec = "shift" if self.bits == 8 else self.codec  # the same codes
         return program.load(Variant(codec, self.bits, _DTYPES[dtype], planes, capability), index)
@@ -166,6 +185,12 @@ class DeviceWeight:
             self.in_features,
             aligned,
         )
+
+
+def _planes(dtype: torch.dtype, precision: str) -> int:
+    """Into how many bfloat16 planes tensor cores get x."""
+    # As torch.set_float32_matmul_precision has it.
+    return {"highest": 3, "high": 2, "medium": 1}[precision] if dtype == torch.float32 else 1
 
 
 def _is_aligned(matrix: Tensor) -> bool:
