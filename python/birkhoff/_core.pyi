@@ -26,13 +26,16 @@ __all__ = [
     "available_isas",
     "coded_nbytes",
     "cpu_features",
+    "curve",
     "default_threads",
     "encode",
     "get_num_threads",
+    "group_scales",
     "isa",
     "planned_nbytes",
     "rates",
     "set_num_threads",
+    "taps",
 ]
 
 _Codec: TypeAlias = Literal["shift", "winding"]
@@ -81,6 +84,17 @@ def rates(codec: str) -> list[int]:
 
 def coded_nbytes(rows: int, cols: int, *, bits: int, codec: str = "shift") -> int:
     """Bytes that a coded matrix takes, padding and scales included."""
+
+def curve() -> list[int]:
+    """The 256 int8 values of the curve, by place."""
+
+def group_scales() -> list[float]:
+    """What the 16 group exponents stand for; each is a float32."""
+
+def taps(codec: str, bits: int) -> list[tuple[int, int]]:
+    """How each of the 16 weights of a block of a stream is read: where its window of 16 bits ends,
+    counted in bits from the first of the block, and its multiplier. Empty at 8 bits.
+    """
 
 @final
 class Distortion:

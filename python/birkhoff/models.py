@@ -201,6 +201,7 @@ def load(
     *,
     strict: bool = True,
     precision: Precision | None = None,
+    device: torch.device | str | None = None,
 ) -> Model:
     """Loads a compressed file into a model of its architecture, in place, and sets it to eval mode.
 
@@ -214,6 +215,7 @@ def load(
         strict: Refuse a file that lacks tensors of the model or has others. Without it, a model
             that was given keeps what it has.
         precision: That of the coded layers; None for what :func:`birkhoff.set_precision` has set.
+        device: Where the model goes; the CPU if None.
 
     Returns:
         The model.
@@ -247,13 +249,16 @@ def load(
                 if source not in by_source:
                     by_source[source] = _mapped(tensors, entry, targets[name].dtype)
                 parameters[name] = by_source[source]
-        place(model, parameters, precision)
+        place(model, parameters, precision, None if device is None else torch.device(device))
         stored = {
             name: tensors.get_tensor(source)
             for name, source in sources.items()
             if entries[source].coding == "stored"
         }
         _assign(model, stored)
+        if device is not None:
+            _check_materialised(model)
+            model.to(device)
     settings = json.loads(file.settings)
     setattr(model, SETTINGS, settings)
     # A second time for models in eval mode: those that keep something computed from their tensors

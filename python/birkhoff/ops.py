@@ -2,8 +2,8 @@
 
 ``linear(x, codes, row_scales, group_exponents, bias, out_features, in_features, bits, codec,
 precision)`` gives ``x @ W.T + bias`` in the dtype of ``x``, for ``x`` of shape
-``(..., in_features)`` in float32, float16 or bfloat16. It is for inference: it has no gradient, and
-says so where one is asked for.
+``(..., in_features)`` in float32, float16 or bfloat16. On a CUDA device, :mod:`birkhoff.cuda` does
+it. It is for inference: it has no gradient, and says so where one is asked for.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from birkhoff import _core
+from birkhoff.cuda import DeviceWeight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,8 @@ _SCHEMA = (
     "linear(Tensor x, Tensor codes, Tensor row_scales, Tensor group_exponents, Tensor? bias, "
     "int out_features, int in_features, int bits, str codec, str precision) -> Tensor"
 )
+
+_PARTS = ("codes", "row_scales", "group_exponents")
 
 #: Names of the dtypes that operators take.
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -62,21 +65,12 @@ class CodedWeight:
         bits: int,
         codec: str,
     ) -> None:
-        strips = -(-out_features // 16)
-        parts = {
-            "codes": (codes, torch.uint8, strips * -(-in_features // 32) * bits * 64),
-            "row_scales": (row_scales, torch.bfloat16, strips * 16),
-            "group_exponents": (group_exponents, torch.uint8, strips * -(-in_features // 128) * 8),
-        }
-        for name, (tensor, dtype, numel) in parts.items():
+        parts = (codes, row_scales, group_exponents)
+        _check_parts(parts, out_features, in_features, bits)
+        for name, tensor in zip(_PARTS, parts, strict=True):
             if tensor.device.type != "cpu":
                 raise ValueError(f"{name} is on {tensor.device}, not on the CPU")
-            if tensor.dtype != dtype or tensor.numel() != numel:
-                raise ValueError(
-                    f"{name} of a weight of shape ({out_features}, {in_features}) at {bits} bits "
-                    f"must be {numel} x {dtype}, not {tensor.numel()} x {tensor.dtype}"
-                )
-        tensors = [tensor.contiguous() for tensor, _, _ in parts.values()]
+        tensors = [tensor.contiguous() for tensor in parts]
         self.addresses = (codes.data_ptr(), row_scales.data_ptr(), group_exponents.data_ptr())
         self.out_features = out_features
         self.in_features = in_features
@@ -151,6 +145,24 @@ def num_threads() -> int:
     return _THREADS or torch.get_num_threads()
 
 
+def _check_parts(
+    parts: tuple[Tensor, Tensor, Tensor], out_features: int, in_features: int, bits: int
+) -> None:
+    """Refuses parts that are not those of the matrix, on any device."""
+    strips = -(-out_features // 16)
+    expected = (
+        (torch.uint8, strips * -(-in_features // 32) * bits * 64),
+        (torch.bfloat16, strips * 16),
+        (torch.uint8, strips * -(-in_features // 128) * 8),
+    )
+    for name, tensor, (dtype, numel) in zip(_PARTS, parts, expected, strict=True):
+        if tensor.dtype != dtype or tensor.numel() != numel:
+            raise ValueError(
+                f"{name} of a weight of shape ({out_features}, {in_features}) at {bits} bits "
+                f"must be {numel} x {dtype}, not {tensor.numel()} x {tensor.dtype}"
+            )
+
+
 def _check(x: Tensor, bias: Tensor | None, out_features: int, in_features: int) -> None:
     """Refuses what the operator cannot take, on any device."""
     if x.dtype not in DTYPES:
@@ -190,6 +202,31 @@ def _linear_cpu(
     return weight.linear(x, bias, precision)
 
 
+def _linear_cuda(
+    x: Tensor,
+    codes: Tensor,
+    row_scales: Tensor,
+    group_exponents: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+    bits: int,
+    codec: str,
+    precision: str,
+) -> Tensor:
+    _check(x, bias, out_features, in_features)
+    parts = (codes, row_scales, group_exponents)
+    _check_parts(parts, out_features, in_features, bits)
+    for name, tensor in zip((*_PARTS, "bias"), (*parts, bias), strict=True):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(
+                f"x is on {x.device} and {name} of the weight on {tensor.device}; move both to the "
+                "same device"
+            )
+    weight = DeviceWeight.of(parts, (out_features, in_features), bits=bits, codec=codec)
+    return weight.linear(x, bias, precision)
+
+
 def _linear_fake(
     x: Tensor,
     codes: Tensor,
@@ -207,6 +244,7 @@ def _linear_fake(
 
 
 _library.impl("linear", _linear_cpu, "CPU")  # type: ignore[no-untyped-call]
+_library.impl("linear", _linear_cuda, "CUDA")  # type: ignore[no-untyped-call]
 torch.library.register_fake("birkhoff::linear", _linear_fake, lib=_library)
 
 linear = cast("Callable[..., Tensor]", torch.ops.birkhoff.linear)

@@ -116,8 +116,8 @@ class BirkhoffQuantizer(HfQuantizer):
         for device in devices:
             if device is not None and str(device) not in ("auto", "cpu"):
                 raise ValueError(
-                    f"birkhoff runs compressed models on the CPU, not on {device}; leave out "
-                    "device_map or set it to 'cpu'"
+                    f"birkhoff loads compressed models on the CPU, not on {device}; leave out "
+                    f"device_map, and move the model when it is loaded: model.to({str(device)!r})"
                 )
 
     def update_device_map(self, device_map: Any) -> Any:

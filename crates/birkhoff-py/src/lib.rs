@@ -12,6 +12,7 @@ mod file;
 mod linear;
 mod matrix;
 mod memory;
+mod tables;
 mod writer;
 
 /// Codec, file format and kernels of birkhoff.
@@ -33,6 +34,8 @@ mod _core {
     use super::linear::BorrowedMatrix;
     #[pymodule_export]
     use super::matrix::{HyperMatrix, coded_nbytes, encode, rates};
+    #[pymodule_export]
+    use super::tables::{curve, group_scales, taps};
     #[pymodule_export]
     use super::writer::{Writer, manifest, planned_nbytes};
 

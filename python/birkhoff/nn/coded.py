@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from birkhoff import _core, ops
+from birkhoff.cuda import DeviceWeight
 from birkhoff.precision import Precision, checked, get_precision
 
 if TYPE_CHECKING:
@@ -140,9 +141,18 @@ class CodedParameter(nn.Module):
             self._prepared = ops.CodedWeight(*parts, rows, cols, self.bits, self.codec)
         return self._prepared
 
-    def decode(self) -> Tensor:
-        """The decoded tensor, made anew."""
-        return self.prepared().decode().reshape(self.shape).to(self.dtype)
+    def on_device(self, device: torch.device | None = None) -> DeviceWeight:
+        """The matrix, to be decoded or multiplied with on a device; its own if None."""
+        codes, row_scales, group_exponents = (part.to(device).contiguous() for part in self.parts())
+        matrix = (*self.matrix_shape, self.bits, self.codec)
+        return DeviceWeight(codes, row_scales, group_exponents, *matrix)
+
+    def decode(self, device: torch.device | None = None) -> Tensor:
+        """The decoded tensor, made anew on a device; its own if None."""
+        device = device or self.codes.device
+        if device.type == "cpu" and self.codes.is_cpu:
+            return self.prepared().decode().reshape(self.shape).to(self.dtype)
+        return self.on_device(device).decode(self.dtype).reshape(self.shape)
 
     def extra_repr(self) -> str:
         """What ``repr`` shows of it."""
@@ -226,11 +236,20 @@ class CodedLayer(nn.Module):
         precision = self.precision or get_precision()
         weight: CodedParameter = self._modules["coded_weight"]  # type: ignore[assignment]
         bias = self._parameters["bias"]
-        if torch.compiler.is_compiling() or not _is_plain(x):
+        if torch.compiler.is_compiling() or not _is_plain(x) or weight.codes.is_cuda:
             settings = (*weight.matrix_shape, weight.bits, weight.codec, precision)
             return ops.linear(x, *weight.parts(), bias, *settings)
         # The same as the operator, without the way through the dispatcher.
         return weight.prepared().linear(x, bias, precision)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        weight = self.coded_weight
+        if weight.codes.is_cuda and type(weight.codes) is Tensor:
+            # Kernels are compiled here, not in the first call: that may be the capture of a graph.
+            precision = self.precision or get_precision()
+            weight.on_device().prepare(weight.dtype, precision)
+        return self
 
 
 def _to_file_names(
