@@ -2,9 +2,9 @@
 
 The encoders of Segment Anything (ViTDet with decomposed relative positions; segment_anything,
 segment_anything_hq, transformers) hold the score matrix of every head: 64 MB for an image of
-64 x 64 tokens, and again for its bias. :func:`fuse_attention` gives such modules a subclass of their
-own class whose forward calls :mod:`birkhoff.attention` instead. Parameters, state dict and attributes
-stay as they are, and so does what the modules compute, up to the rounding of float32.
+64 x 64 tokens, and again for its bias. :func:`fuse_attention` gives such modules a subclass of
+their own class whose forward calls :mod:`birkhoff.attention` instead. Parameters, state dict and
+attributes stay as they are, and so does what the modules compute, up to the rounding of float32.
 
 Inference on the CPU takes the operator. Whatever else is asked for (gradients, training mode,
 another device or dtype, attention weights) takes the forward of the original class.
@@ -12,7 +12,6 @@ another device or dtype, attention weights) takes the forward of the original cl
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -30,8 +29,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def fuse_attention(model: Model) -> Model:
     """Lets the attention modules of image encoders compute by the operator, in place.
 
-    Modules are recognised by their attributes; those of other kinds, and the eager implementation of
-    transformers, which is there to return attention weights, stay as they are.
+    Modules are recognised by their attributes; those of other kinds, and the eager implementation
+    of transformers, which is there to return attention weights, stay as they are.
 
     Returns:
         The model itself.
@@ -187,9 +186,15 @@ def _resized(table: Tensor, size: int) -> Tensor:
     return nn.functional.interpolate(columns, size=rows, mode="linear").squeeze(0).t()
 
 
-@functools.cache
+#: The fused classes by the original class.
+_FUSED_CLASSES: dict[type, type[nn.Module]] = {}
+
+
 def _fused(base: type[nn.Module], mixin: type[_Fused]) -> type[nn.Module]:
-    return type(f"{mixin.__name__[:5]}{base.__name__}", (mixin, base), {})
+    """The subclass of an original class that computes as ``mixin`` does."""
+    if base not in _FUSED_CLASSES:
+        _FUSED_CLASSES[base] = type(f"Fused{base.__name__}", (mixin, base), {})
+    return _FUSED_CLASSES[base]
 
 
 def _empty(base: type[nn.Module], mixin: type[_Fused]) -> nn.Module:

@@ -100,7 +100,10 @@ fn check(case: &Case) {
                 let options = AttentionOptions { scale: case.scale, isa, threads };
                 let out = computed(operands, options);
                 let error = relative_error(&out, &expected);
-                assert!(error < 1e-6 * case.scale.max(1.0), "{isa}: {error:e} for {case:?}");
+                assert!(
+                    error < 1e-6 * f64::from(case.scale.max(1.0)),
+                    "{isa}: {error:e} for {case:?}"
+                );
                 let bits: Vec<u32> = out.iter().map(|y| y.to_bits()).collect();
                 assert!(*first.get_or_insert_with(|| bits.clone()) == bits, "{isa}: {case:?}");
             }
