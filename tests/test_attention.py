@@ -369,11 +369,18 @@ def test_attention_weights_that_are_asked_for_are_returned() -> None:
         assert torch.equal(weights, original)
 
 
-def test_other_attention_is_left_alone() -> None:
+@pytest.mark.parametrize("other", ["use_rel_pos", "use_rope"])
+def test_other_attention_is_left_alone(other: str) -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
-            self.num_heads, self.scale = 2, 0.5
+            self.num_heads, self.scale, self.use_rel_pos = 2, 0.5, False
 
-    assert type(fuse_attention(Attention())) is Attention
+    assert isinstance(fuse_attention(Attention()), FusedAttention)
+    module = Attention()
+    if other == "use_rope":
+        module.use_rope = True  # type: ignore[assignment]
+    else:
+        del module.use_rel_pos
+    assert type(fuse_attention(module)) is Attention
