@@ -131,8 +131,8 @@ proptest! {
 #[test]
 fn windows_and_global_attention_of_image_encoders() {
     check(&Case { window: 14, ..Case::grid(1, 20, 30, 2, 64) });
-    check(&Case::grid(1, 64, 64, 1, 3));
-    check(&Case::grid(1, 16, 64, 1, 64));
+    check(&Case::grid(1, 64, 64, 1, 1));
+    check(&Case::grid(1, 6, 64, 1, 64));
     check(&Case::grid(1, 14, 14, 1, 80));
     check(&Case::grid(1, 9, 33, 1, 80));
 }
