@@ -95,20 +95,23 @@ def test_operator_computes_attention(
     tables: list[Tensor] = []
     if biased:
         tables = [0.3 * torch.randn(2 * (window or n) - 1, head_dim) for n in (height, width)]
-    padding = torch.randn(2, heads, head_dim) if window else [None, None]
-    y = attention(q, k, v, scale, *(tables or [None, None]), window, *padding)
+    padding = torch.randn(2, heads, head_dim) if window else None
+    none = (None, None)
+    y = attention(
+        q, k, v, scale, *(tables or none), window, *(none if padding is None else padding)
+    )
     assert y.shape == q.shape
     assert y.dtype == dtype
     assert y.is_contiguous()
     if not batch:
         return
     if window:
-        assert isinstance(padding, Tensor)
-        parts = (in_windows(q, window, torch.zeros(heads, head_dim, dtype=dtype)),)
-        parts += tuple(
-            in_windows(x.float(), window, pad) for x, pad in zip((k, v), padding, strict=True)
-        )
-        expected = of_windows(reference(*parts, scale, *tables), batch, height, width)
+        assert padding is not None
+        q_windows = in_windows(q, window, torch.zeros(heads, head_dim, dtype=dtype))
+        k_windows = in_windows(k.float(), window, padding[0])
+        v_windows = in_windows(v.float(), window, padding[1])
+        output = reference(q_windows, k_windows, v_windows, scale, *tables)
+        expected = of_windows(output, batch, height, width)
     else:
         expected = reference(q, k, v, scale, *tables)
     rounding = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -155,7 +158,11 @@ def operands(**changes: Any) -> dict[str, Any]:
         ({"window": -1}, ValueError, "window"),
         ({"padding_k": torch.zeros(2, 16)}, ValueError, "for windows"),
         ({"padding_k": torch.zeros(3, 16), "window": 3}, ValueError, "padding_k"),
-        ({"k": torch.zeros(1, 0, 8, 2, 16), "v": torch.zeros(1, 0, 8, 2, 16)}, ValueError, "no keys"),
+        (
+            {"k": torch.zeros(1, 0, 8, 2, 16), "v": torch.zeros(1, 0, 8, 2, 16)},
+            ValueError,
+            "no keys",
+        ),
     ],
 )
 def test_operands_that_do_not_fit(
@@ -266,7 +273,7 @@ def test_attention_modules_alone_are_fused_too(encoder: nn.Module) -> None:
     fuse_attention(encoder)
     attentions = [m for m in encoder.modules() if isinstance(m, FusedAttention)]
     for module in attentions:
-        original = type(module).__bases__[1]
+        original: Any = type(module).__bases__[1]
         for shape in ((3, 4, 4, 64), (1, 10, 10, 64)):
             x = torch.randn(shape)
             y, expected = module(x), original.forward(module, x)
@@ -334,7 +341,7 @@ def test_what_is_not_inference_takes_the_original_forward(
     with pytest.raises(AssertionError):
         encode(encoder, X)
     x = X.clone().requires_grad_()
-    encode(encoder, x).sum().backward()
+    encode(encoder, x).sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None
     encode(encoder.train(), X)
     encode(encoder.eval().double(), X.double())
@@ -362,11 +369,18 @@ def test_attention_weights_that_are_asked_for_are_returned() -> None:
         assert torch.equal(weights, original)
 
 
-def test_other_attention_is_left_alone() -> None:
+@pytest.mark.parametrize("other", ["use_rel_pos", "use_rope"])
+def test_other_attention_is_left_alone(other: str) -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
-            self.num_heads, self.scale = 2, 0.5
+            self.num_heads, self.scale, self.use_rel_pos = 2, 0.5, False
 
-    assert type(fuse_attention(Attention())) is Attention
+    assert isinstance(fuse_attention(Attention()), FusedAttention)
+    module = Attention()
+    if other == "use_rope":
+        module.use_rope = True  # type: ignore[assignment]
+    else:
+        del module.use_rel_pos
+    assert type(fuse_attention(module)) is Attention

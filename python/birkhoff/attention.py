@@ -1,16 +1,16 @@
-"""The operator ``torch.ops.birkhoff.attention``: softmax attention that never holds a score matrix.
+"""The operator ``torch.ops.birkhoff.attention``: softmax attention without a score matrix.
 
 ``attention(q, k, v, scale, rel_pos_h, rel_pos_w, window, padding_k, padding_v)`` gives
-``softmax(scale * q @ k.T + bias) @ v`` for each head, contiguous of the shape of ``q``. ``q``, ``k``
-and ``v`` are of shape ``(batch, height, width, heads, head_dim)`` in float32, float16 or bfloat16,
-with any strides; it computes in float32. A sequence is a grid of height 1.
+``softmax(scale * q @ k.T + bias) @ v`` for each head, contiguous of the shape of ``q``. ``q``,
+``k`` and ``v`` are of shape ``(batch, height, width, heads, head_dim)`` in float32, float16 or
+bfloat16, with any strides; it computes in float32. A sequence is a grid of height 1.
 
 The bias, if there are tables, is the decomposed relative position of MViTv2:
-``q . rel_pos_h[y - y' + H - 1] + q . rel_pos_w[x - x' + W - 1]`` for a query at ``(y, x)`` and a key
-at ``(y', x')``, with tables of shape ``(2 * H - 1, head_dim)`` and ``(2 * W - 1, head_dim)``.
+``q . rel_pos_h[y - y' + H - 1] + q . rel_pos_w[x - x' + W - 1]`` for a query at ``(y, x)`` and a
+key at ``(y', x')``, with tables of shape ``(2 * H - 1, head_dim)`` and ``(2 * W - 1, head_dim)``.
 
-With a ``window`` other than 0, tokens attend within windows of so many rows and columns, which H and
-W then are. Tokens of a window beyond the grid have the key ``padding_k`` and the value
+With a ``window`` other than 0, tokens attend within windows of so many rows and columns, which H
+and W then are. Tokens of a window beyond the grid have the key ``padding_k`` and the value
 ``padding_v``, of shape ``(heads, head_dim)``, or zeros.
 
 It is for inference: it has no gradient, and says so where one is asked for.
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 _SCHEMA = (
     "attention(Tensor q, Tensor k, Tensor v, float scale, Tensor? rel_pos_h=None, "
-    "Tensor? rel_pos_w=None, int window=0, Tensor? padding_k=None, Tensor? padding_v=None) -> Tensor"
+    "Tensor? rel_pos_w=None, int window=0, Tensor? padding_k=None, Tensor? padding_v=None) "
+    "-> Tensor"
 )
 
 _library = torch.library.Library("birkhoff", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -69,8 +70,8 @@ def _check(
         )
     if (q.shape[0], *q.shape[3:]) != (k.shape[0], *k.shape[3:]):
         raise ValueError(
-            f"q of shape {tuple(q.shape)} and k of shape {tuple(k.shape)} must have the same batch, "
-            "heads and head_dim"
+            f"q of shape {tuple(q.shape)} and k of shape {tuple(k.shape)} must have the same "
+            "batch, heads and head_dim"
         )
     if (rel_pos_h is None) != (rel_pos_w is None):
         raise ValueError("rel_pos_h and rel_pos_w belong together; give both or none")

@@ -1,8 +1,8 @@
 //! Attention by grid, window, instruction set and threads.
 //!
 //! Prints GFLOP/s of the products of scores and outputs (two operations a multiplication; exponentials
-//! and biases come on top), the best of interleaved rounds: on a busy machine the median says more
-//! about the others.
+//! and biases come on top), the best of interleaved rounds of about a millisecond: on a busy machine
+//! the median says more about what else runs.
 //!
 //! `cargo bench -p birkhoff-core --bench attention -- [isa=avx512,avx2] [threads=1,2]
 //! [shapes=64x64x64,14x14x64]` (shapes are height x width x head_dim)

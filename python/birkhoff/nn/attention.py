@@ -2,9 +2,9 @@
 
 The encoders of Segment Anything (ViTDet with decomposed relative positions; segment_anything,
 segment_anything_hq, transformers) hold the score matrix of every head: 64 MB for an image of
-64 x 64 tokens, and again for its bias. :func:`fuse_attention` gives such modules a subclass of their
-own class whose forward calls :mod:`birkhoff.attention` instead. Parameters, state dict and attributes
-stay as they are, and so does what the modules compute, up to the rounding of float32.
+64 x 64 tokens, and again for its bias. :func:`fuse_attention` gives such modules a subclass of
+their own class whose forward calls :mod:`birkhoff.attention` instead. Parameters, state dict and
+attributes stay as they are, and so does what the modules compute, up to the rounding of float32.
 
 Inference on the CPU takes the operator. Whatever else is asked for (gradients, training mode,
 another device or dtype, attention weights) takes the forward of the original class.
@@ -12,7 +12,6 @@ another device or dtype, attention weights) takes the forward of the original cl
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -26,12 +25,22 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=nn.Module)
 
+#: What attention may have: with others, such as rotary embeddings, it computes something else.
+_ATTENTION_ATTRIBUTES = {
+    *("qkv", "proj", "num_heads", "num_attention_heads", "scale", "dropout"),
+    *("use_rel_pos", "rel_pos_h", "rel_pos_w"),
+}
+#: The norms before attention and MLP, by the names that packages give them.
+_NORMS = (("norm1", "norm2"), ("layer_norm1", "layer_norm2"))
+#: What a block may have.
+_BLOCK_ATTRIBUTES = {"attn", "mlp", "window_size", *_NORMS[0], *_NORMS[1]}
+
 
 def fuse_attention(model: Model) -> Model:
     """Lets the attention modules of image encoders compute by the operator, in place.
 
-    Modules are recognised by their attributes; those of other kinds, and the eager implementation of
-    transformers, which is there to return attention weights, stay as they are.
+    Modules are recognised by their attributes; those of other kinds, and the eager implementation
+    of transformers, which is there to return attention weights, stay as they are.
 
     Returns:
         The model itself.
@@ -76,7 +85,8 @@ class FusedAttention(_Fused):
 
     def forward(self, hidden_states: Tensor, *args: Any, **options: Any) -> Any:
         """As the original class."""
-        if any(args) or any(options.values()) or not self._takes_operator(hidden_states):
+        asked = any(v is not None and v is not False for v in (*args, *options.values()))
+        if asked or not self._takes_operator(hidden_states):
             return super().forward(hidden_states, *args, **options)
         output = self.attend(hidden_states)
         return (output, None) if _returns_weights(self) else output
@@ -90,7 +100,7 @@ class FusedAttention(_Fused):
         qkv: Tensor = self.qkv(x)
         heads: int = getattr(self, "num_heads", 0) or getattr(self, "num_attention_heads", 0)
         head_dim = qkv.shape[-1] // (3 * heads)
-        q, k, v = qkv.view(batch, height, width, 3, heads, head_dim).unbind(3)
+        q, k, v = qkv.reshape(batch, height, width, 3, heads, head_dim).unbind(3)
         tables: Sequence[Tensor | None] = (None, None)
         if self.use_rel_pos:
             tables = (
@@ -138,6 +148,7 @@ def _is_attention(module: nn.Module) -> bool:
         not isinstance(module, FusedAttention)
         and isinstance(qkv, nn.Module)
         and isinstance(proj, nn.Module)
+        and _attributes(module) <= _ATTENTION_ATTRIBUTES
         and hasattr(module, "scale")
         and (hasattr(module, "num_heads") or hasattr(module, "num_attention_heads"))
         and isinstance(use_rel_pos, bool)
@@ -159,15 +170,21 @@ def _is_block(module: nn.Module) -> bool:
         and isinstance(getattr(module, "mlp", None), nn.Module)
         and isinstance(getattr(module, "window_size", None), int)
         and len(_norms(module)) == 2
-        # What is left: two norms, attention and an MLP.
-        and len(module._modules) == 4
+        and _attributes(module) <= _BLOCK_ATTRIBUTES
     )
 
 
+def _attributes(module: nn.Module) -> set[str]:
+    """The names of what a module has beside what torch gives to each."""
+    own = {name for name in vars(module) if not name.startswith("_")}
+    named = {*module._modules, *module._parameters, *module._buffers}
+    return own - {"training"} | named
+
+
 def _norms(block: nn.Module) -> list[nn.Module]:
-    """The norms before attention and MLP, by the names that packages give them."""
-    names = (("norm1", "norm2"), ("layer_norm1", "layer_norm2"))
-    return [block._modules[name] for pair in names for name in pair if name in block._modules]  # type: ignore[misc]
+    """The norms before attention and MLP."""
+    modules = block._modules
+    return [norm for pair in _NORMS for name in pair if (norm := modules.get(name)) is not None]
 
 
 def _is_hooked(module: nn.Module) -> bool:
@@ -187,9 +204,15 @@ def _resized(table: Tensor, size: int) -> Tensor:
     return nn.functional.interpolate(columns, size=rows, mode="linear").squeeze(0).t()
 
 
-@functools.cache
+#: The fused classes by the original class.
+_FUSED_CLASSES: dict[type, type[nn.Module]] = {}
+
+
 def _fused(base: type[nn.Module], mixin: type[_Fused]) -> type[nn.Module]:
-    return type(f"{mixin.__name__[:5]}{base.__name__}", (mixin, base), {})
+    """The subclass of an original class that computes as ``mixin`` does."""
+    if base not in _FUSED_CLASSES:
+        _FUSED_CLASSES[base] = type(f"Fused{base.__name__}", (mixin, base), {})
+    return _FUSED_CLASSES[base]
 
 
 def _empty(base: type[nn.Module], mixin: type[_Fused]) -> nn.Module:

@@ -17,12 +17,15 @@
 //! multiply-adds in the order of channels or keys.
 
 use super::kernel::{Kernel, LANES};
-use super::schedule::{Call, KEYS, Table, Task, Workspace};
+use super::schedule::{Call, KEYS, Task, Workspace};
 use crate::linear::write;
 
 /// Coefficients of `2^f = 1 + f (...)` for f in [-1/2, 1/2], highest power first: relative error 2e-9.
 const EXP2: [f32; 6] =
     [1.535_336_2e-4, 1.339_887_5e-3, 9.618_437e-3, 5.550_332_4e-2, 2.402_264_8e-1, 6.931_472e-1];
+
+/// Most lanes of a tile: what [`Kernel::VECTORS`] may be at most.
+const MOST_LANES: usize = 3 * LANES;
 
 /// Queries of a chunk that are computed together.
 #[derive(Clone, Copy)]
@@ -191,36 +194,29 @@ unsafe fn bias<K: Kernel, const ROWS: usize, const VECTORS: usize>(
 ) {
     let Some(tables) = &call.tables else { return };
     let lanes = VECTORS * LANES;
-    let [height, width] = call.windows.keys.window;
-    let query = |lane: usize| task.first + (tile.first + lane).min(task.queries - 1);
-    let (rows, cols) = (|lane| query(lane) / width, |lane| query(lane) % width);
-    let axes: [(&Table, usize, &dyn Fn(usize) -> usize, *mut f32); 2] = [
-        (&tables[0], height, &rows, workspace.bias_height),
-        (&tables[1], width, &cols, workspace.bias_width),
-    ];
+    let width = call.windows.keys.window[1];
+    let biases = [workspace.bias_height, workspace.bias_width];
     // SAFETY: the caller says that the workspace has room; rows of the table from `first` to
     // `last` and a tile more are there.
     unsafe {
         let queries = workspace.queries.add(tile.first * call.head_dim);
-        for (table, size, position, bias) in axes {
-            let bias = bias.add(tile.first * size);
-            let mut positions = [0; LANES * 3];
-            for lane in 0..lanes {
-                positions[lane] = position(lane);
-            }
+        for (axis, size) in call.windows.keys.window.into_iter().enumerate() {
+            let bias = biases[axis].add(tile.first * size);
+            let positions: [usize; MOST_LANES] = std::array::from_fn(|lane| {
+                let query = task.first + (tile.first + lane).min(task.queries - 1);
+                if axis == 0 { query / width } else { query % width }
+            });
             let positions = &positions[..lanes];
-            let first = positions.iter().copied().min().unwrap_or(0);
-            let last = positions.iter().copied().max().unwrap_or(0) + size - 1;
+            let first = positions.iter().copied().fold(usize::MAX, usize::min);
+            let last = positions.iter().copied().fold(0, usize::max) + size - 1;
             for row in (first..=last).step_by(ROWS) {
                 let sums = [[K::splat(0.0); VECTORS]; ROWS];
-                let rows = table.row(row, call.head_dim);
+                let rows = tables[axis].row(row, call.head_dim);
                 let strides = (call.head_dim, 1);
                 let sums =
                     multiply::<K, ROWS, VECTORS>(sums, rows, strides, queries, call.head_dim);
-                store_rows::<K, ROWS, VECTORS>(
-                    &sums,
-                    workspace.products.add((row - first) * lanes),
-                );
+                let products = workspace.products.add((row - first) * lanes);
+                store_rows::<K, ROWS, VECTORS>(&sums, products);
             }
             for key in 0..size {
                 for (lane, position) in positions.iter().enumerate() {
