@@ -341,6 +341,23 @@ class TestFile:
         assert not path.with_name("out").exists()
 
 
+class TestManifest:
+    def test_data_of_other_lengths_and_wrong_settings(self) -> None:
+        plan = [("stored", "a", "F32", (3,), "F16")]
+        six, five = np.zeros(6, np.uint8), np.zeros(5, np.uint8)
+        manifest = json.loads(_core.manifest(plan, [[six]], settings='{"bits": 4}'))  # type: ignore[arg-type]
+        assert manifest["settings"] == {"bits": 4}
+        assert manifest["tensors"][0]["name"] == "a"
+        wrong: list[list[list[Any]]] = [[[five]], [[]], [[six, six]]]
+        for data in wrong:
+            with pytest.raises(_core.FormatError, match="6"):
+                _core.manifest(plan, data)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="1 items, but data of 2"):
+            _core.manifest(plan, [[six], [six]])  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="JSON object"):
+            _core.manifest([], [], settings="[]")
+
+
 class TestWriter:
     def test_leaving_without_finish_leaves_nothing(self, path: Path) -> None:
         with pytest.raises(RuntimeError, match="stop"), _core.Writer(path, []):

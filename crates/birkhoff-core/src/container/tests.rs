@@ -9,7 +9,7 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::manifest::{Checksum, PartChecksums, Settings};
+use super::manifest::{Checksum, Manifest, PartChecksums, Settings, VERSION, part_names};
 use super::{Coding, ElementType, File, Tensor, Writer, WriterOptions, decompress};
 use crate::codec::{Codec, ScaleRefit};
 use crate::error::Error;
@@ -181,6 +181,34 @@ fn coded_tensors_are_written_as_they_are() {
     }
     writer.finish().unwrap();
     assert_eq!(fs::read(path).unwrap(), fs::read(copy).unwrap());
+}
+
+#[test]
+fn manifests_of_files_that_other_programs_write() {
+    let (_folder, path) = folder();
+    write(&path);
+    let contents = fs::read(&path).unwrap();
+    let file = SafeTensors::deserialize(&contents).unwrap();
+    let tensors = (plan().into_iter())
+        .map(|tensor| {
+            let names = match tensor.coding {
+                Coding::Coded { .. } => part_names(&tensor.name).to_vec(),
+                Coding::Stored { .. } => vec![tensor.name.clone()],
+                Coding::Tied { .. } => vec![],
+            };
+            let data: Vec<_> = names.iter().map(|name| file.tensor(name).unwrap().data()).collect();
+            let short: Vec<_> =
+                data.iter().map(|bytes| bytes.get(1..).unwrap_or(b"more")).collect();
+            if !data.is_empty() {
+                assert!(tensor.clone().with_checksums(&short).is_err());
+                assert!(tensor.clone().with_checksums(&data[1..]).is_err());
+            }
+            tensor.with_checksums(&data).unwrap()
+        })
+        .collect();
+    let manifest = Manifest { version: VERSION, settings: options().settings, tensors };
+    let (_, metadata) = SafeTensors::read_metadata(&contents).unwrap();
+    assert_eq!(manifest.to_json().unwrap(), metadata.metadata().as_ref().unwrap()["birkhoff"]);
 }
 
 #[test]
