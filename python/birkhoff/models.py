@@ -212,15 +212,14 @@ def load(
             if entries[source].coding == "stored"
         }
         _assign(model, stored)
-        if device is not None:
-            _check_materialised(model)
-            model.to(device)
     settings = json.loads(file.settings)
     setattr(model, SETTINGS, settings)
     # A second time for models in eval mode: those that keep something computed from their tensors
     # compute it again.
     model.eval()
     _check_materialised(model)
+    if device is not None:
+        model.to(device).eval()
     return model
 
 

@@ -143,9 +143,9 @@ class CodedParameter(nn.Module):
 
     def on_device(self, device: torch.device | None = None) -> DeviceWeight:
         """The matrix, to be decoded or multiplied with on a device; its own if None."""
-        codes, row_scales, group_exponents = (part.to(device).contiguous() for part in self.parts())
-        matrix = (*self.matrix_shape, self.bits, self.codec)
-        return DeviceWeight(codes, row_scales, group_exponents, *matrix)
+        codes, row_scales, group_exponents = self.parts()
+        parts = (codes.to(device), row_scales.to(device), group_exponents.to(device))
+        return DeviceWeight.of(parts, self.matrix_shape, bits=self.bits, codec=self.codec)
 
     def decode(self, device: torch.device | None = None) -> Tensor:
         """The decoded tensor, made anew on a device; its own if None."""
