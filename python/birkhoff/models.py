@@ -205,7 +205,7 @@ def load(
                 if source not in by_source:
                     by_source[source] = _mapped(tensors, entry, targets[name].dtype)
                 parameters[name] = by_source[source]
-        place(model, parameters, precision, None if device is None else torch.device(device))
+        place(model, parameters, precision)
         stored = {
             name: tensors.get_tensor(source)
             for name, source in sources.items()
