@@ -49,8 +49,7 @@ def rates() -> Iterator[tuple[str, int]]:
 
 def on_device(weight: np.ndarray, codec: str, bits: int, device: torch.device) -> DeviceWeight:
     matrix = birkhoff.encode(weight, bits=bits, codec=codec)
-    layer = HyperLinear(matrix)
-    return layer.coded_weight.on_device(device)
+    return HyperLinear(matrix).to(device).coded_weight.on_device()
 
 
 def program_of(weight: DeviceWeight, dtype: torch.dtype) -> Program | None:
@@ -74,7 +73,7 @@ def check(device: torch.device) -> bool:
         values = (0.02 * rng.standard_normal((out_features, in_features))).astype(np.float32)
         matrix = birkhoff.encode(values, bits=bits, codec=codec)
         expected = torch.from_numpy(matrix.decode())
-        weight = HyperLinear(matrix).coded_weight.on_device(device)
+        weight = HyperLinear(matrix).to(device).coded_weight.on_device()
         bias = torch.linspace(-1, 1, out_features, device=device)
         for dtype in DTYPES:
             loaded = program_of(weight, dtype)

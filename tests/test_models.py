@@ -139,6 +139,14 @@ def test_models_run_outside_of_no_grad(original: Model, image: Tensor, tmp_path:
         assert not each(image).requires_grad
 
 
+def test_loading_onto_a_device(original: Model, image: Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    expected = run(birkhoff.compress(original), image)
+    birkhoff.save(original, path)
+    for model in (Model, Model()):
+        assert torch.equal(run(birkhoff.load(path, model, device="cpu"), image), expected)
+
+
 def test_saving_over_the_file_that_a_model_is_mapped_from(
     original: Model, image: Tensor, tmp_path: Path
 ) -> None:

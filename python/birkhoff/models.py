@@ -249,22 +249,21 @@ def load(
                 if source not in by_source:
                     by_source[source] = _mapped(tensors, entry, targets[name].dtype)
                 parameters[name] = by_source[source]
-        place(model, parameters, precision, None if device is None else torch.device(device))
+        place(model, parameters, precision)
         stored = {
             name: tensors.get_tensor(source)
             for name, source in sources.items()
             if entries[source].coding == "stored"
         }
         _assign(model, stored)
-        if device is not None:
-            _check_materialised(model)
-            model.to(device)
     settings = json.loads(file.settings)
     setattr(model, SETTINGS, settings)
     # A second time for models in eval mode: those that keep something computed from their tensors
     # compute it again.
     model.eval()
     _check_materialised(model)
+    if device is not None:
+        model.to(device).eval()
     return model
 
 

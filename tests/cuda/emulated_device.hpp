@@ -270,7 +270,8 @@ DEVICE void load_matrices(unsigned matrices[4], const char* row) {
     emulation::Warp& warp = emulation::warp();
     const int half = emulation::parity(), lane = emulation::lane();
     const std::ptrdiff_t offset = row - emulation::block.shared;
-    if (offset < 0 || offset % 16 != 0 || offset + 16 > (std::ptrdiff_t)emulation::block.shared_bytes) {
+    const std::ptrdiff_t end = (std::ptrdiff_t)emulation::block.shared_bytes;
+    if (offset < 0 || offset % 16 != 0 || offset + 16 > end) {
         emulation::fail("ldmatrix outside of shared memory, or not aligned");
     }
     warp.address[half][lane] = row;

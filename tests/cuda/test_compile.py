@@ -22,7 +22,7 @@ def compiler() -> Nvrtc:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("variant", resources.variants(every=EVERY), ids=str)
+@pytest.mark.parametrize("variant", list(resources.variants(every=EVERY)), ids=str)
 def test_compiles_without_spills_and_with_no_more_registers(
     compiler: Nvrtc, variant: Variant
 ) -> None:

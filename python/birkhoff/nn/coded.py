@@ -141,18 +141,15 @@ class CodedParameter(nn.Module):
             self._prepared = ops.CodedWeight(*parts, rows, cols, self.bits, self.codec)
         return self._prepared
 
-    def on_device(self, device: torch.device | None = None) -> DeviceWeight:
-        """The matrix, to be decoded or multiplied with on a device; its own if None."""
-        codes, row_scales, group_exponents = (part.to(device).contiguous() for part in self.parts())
-        matrix = (*self.matrix_shape, self.bits, self.codec)
-        return DeviceWeight(codes, row_scales, group_exponents, *matrix)
+    def on_device(self) -> DeviceWeight:
+        """The matrix where it is, on a CUDA device: to be decoded or multiplied with there."""
+        return DeviceWeight.of(self.parts(), self.matrix_shape, bits=self.bits, codec=self.codec)
 
-    def decode(self, device: torch.device | None = None) -> Tensor:
-        """The decoded tensor, made anew on a device; its own if None."""
-        device = device or self.codes.device
-        if device.type == "cpu" and self.codes.is_cpu:
-            return self.prepared().decode().reshape(self.shape).to(self.dtype)
-        return self.on_device(device).decode(self.dtype).reshape(self.shape)
+    def decode(self) -> Tensor:
+        """The decoded tensor, made anew where the parts are."""
+        if self.codes.is_cuda:
+            return self.on_device().decode(self.dtype).reshape(self.shape)
+        return self.prepared().decode().reshape(self.shape).to(self.dtype)
 
     def extra_repr(self) -> str:
         """What ``repr`` shows of it."""
@@ -236,7 +233,7 @@ class CodedLayer(nn.Module):
         precision = self.precision or get_precision()
         weight: CodedParameter = self._modules["coded_weight"]  # type: ignore[assignment]
         bias = self._parameters["bias"]
-        if torch.compiler.is_compiling() or not _is_plain(x) or weight.codes.is_cuda:
+        if torch.compiler.is_compiling() or not _is_plain(x) or x.is_cuda:
             settings = (*weight.matrix_shape, weight.bits, weight.codec, precision)
             return ops.linear(x, *weight.parts(), bias, *settings)
         # The same as the operator, without the way through the dispatcher.

@@ -26,10 +26,7 @@ _CODED_FORMS = "_coded_forms"
 
 
 def place(
-    model: nn.Module,
-    parameters: Mapping[str, CodedParameter],
-    precision: Precision | None,
-    device: torch.device | None = None,
+    model: nn.Module, parameters: Mapping[str, CodedParameter], precision: Precision | None
 ) -> None:
     """Replaces tensors of a model by coded ones, in place.
 
@@ -43,7 +40,6 @@ def place(
         parameters: Coded parameters by the names that their tensors have in the state dict; tied
             tensors have one in common.
         precision: That of the swapped layers.
-        device: Where tensors are decoded; that of their codes if None.
 
     Raises:
         ValueError: The model itself is a layer to be swapped.
@@ -61,7 +57,7 @@ def place(
         layer = _layer(module, attribute, parameter, precision)
         if layer is None:
             if parameter not in decoded:
-                decoded[parameter] = parameter.decode(device)
+                decoded[parameter] = parameter.decode()
             _hold_decoded(module, attribute, parameter, decoded)
             continue
         if module is model:

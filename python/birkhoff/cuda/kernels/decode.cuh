@@ -1,5 +1,5 @@
-// Writes the decoded weight, rounded to DTYPE: (out_features, in_features). A thread block decodes a
-// strip.
+// Writes the decoded weight, rounded to DTYPE: (out_features, in_features). A thread block decodes
+// a strip.
 
 static constexpr int DECODE_WARPS = 8;
 

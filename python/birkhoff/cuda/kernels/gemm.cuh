@@ -14,7 +14,9 @@ static constexpr int CHUNKS = STEP / CHUNK;
 
 // Byte offset of a chunk in a tile. Chunks of a line change places so that any eight lines that
 // follow each other have the same chunk in different banks.
-DEVICE int tile_offset(int line, int chunk) { return line * LINE + ((chunk ^ line / 2 % CHUNKS) << 4); }
+DEVICE int tile_offset(int line, int chunk) {
+    return line * LINE + ((chunk ^ line / 2 % CHUNKS) << 4);
+}
 
 // 8 elements of x.
 struct Chunk {
