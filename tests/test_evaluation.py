@@ -355,6 +355,20 @@ def test_bad_annotations(tmp_path: Path, pictures: Path, coco_file: Path) -> Non
             read_annotations(coco_file)
 
 
+def test_missing_packages(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = evaluate(Threshold(), Threshold(), pictures)
+    uses: dict[str, Callable[[], Any]] = {
+        "PIL": lambda: evaluate(Threshold(), Threshold(), pictures),
+        "scipy.spatial": lambda: evaluate(Threshold(), Threshold(), pictures),
+        "matplotlib": lambda: write_report(tmp_path / "report.html", evaluation),
+    }
+    for package, use in uses.items():
+        with monkeypatch.context() as missing:
+            missing.setitem(sys.modules, package, None)
+            with pytest.raises(BirkhoffError, match=r"birkhoff\[eval\]"):
+                use()
+
+
 def test_models_that_do_not_belong_together(pictures: Path) -> None:
     with pytest.raises(BirkhoffError, match="belong together"):
         evaluate(Threshold(masks=2), Threshold(), pictures)
