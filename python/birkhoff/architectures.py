@@ -41,7 +41,9 @@ def load_pair(
     restored = load_original(original, architecture)
     if compressed.is_dir():
         return load_folder(compressed), restored
-    return load(compressed, builder(original, architecture)), restored
+    # As in transformers, what the model does not have is left out; what is missing is refused.
+    strict = not original.is_dir()
+    return load(compressed, builder(original, architecture), strict=strict), restored
 
 
 def load_original(path: Path, architecture: str | None = None) -> nn.Module:
@@ -126,11 +128,21 @@ def _load_bare(path: Path, build: Builder) -> nn.Module:
         for tensor in open_checkpoint(path).tensors
     }
     try:
-        model.load_state_dict(state_dict)
+        keys = model.load_state_dict(state_dict, strict=False)
     except RuntimeError as error:
         raise FormatError(
             f"{path}: the checkpoint does not fit {type(model).__name__}: {error}"
         ) from error
+    # Of tied tensors, a file may hold only the first.
+    tensors = model.state_dict()
+    loaded = {tensors[name].data_ptr() for name in state_dict if name in tensors}
+    missing = [name for name in keys.missing_keys if tensors[name].data_ptr() not in loaded]
+    if missing or keys.unexpected_keys:
+        raise FormatError(
+            f"{path}: the checkpoint does not fit {type(model).__name__}; missing: "
+            f"{', '.join(missing) or 'nothing'}; unexpected: "
+            f"{', '.join(keys.unexpected_keys) or 'nothing'}"
+        )
     return model.eval()
 
 
