@@ -29,6 +29,7 @@ __all__ = [
     "encode",
     "get_num_threads",
     "isa",
+    "manifest",
     "rates",
     "set_num_threads",
 ]
