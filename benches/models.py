@@ -128,7 +128,7 @@ class Size:
     ratio: float
     coded: int
     tensors: int
-    seconds: float | None = None
+    compress_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Loaded:
 
     fused_layers: int
     decoded_tensors: int
-    seconds: float
+    load_seconds: float
     resident_before: int
     resident_after: int
     resident_original: int
@@ -294,13 +294,13 @@ def print_loaded(results: list[tuple[Row, Size, Loaded | None]]) -> None:
     )
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
     for row, size, loaded in results:
-        print(f"| {row.name} | {size.seconds:.1f} ", end="")
+        print(f"| {row.name} | {size.compress_seconds:.1f} ", end="")
         if loaded is None:
             print("| | | | | | |")
             continue
         resident = (loaded.resident_before, loaded.resident_after, loaded.resident_original)
         print(
-            f"| {loaded.seconds:.2f} | {loaded.fused_layers} | {loaded.decoded_tensors} | "
+            f"| {loaded.load_seconds:.2f} | {loaded.fused_layers} | {loaded.decoded_tensors} | "
             + " | ".join(f"{nbytes / 1e6:.0f}" for nbytes in resident)
             + " |"
         )

@@ -32,6 +32,7 @@ __all__ = [
     "get_num_threads",
     "group_scales",
     "isa",
+    "manifest",
     "planned_nbytes",
     "rates",
     "set_num_threads",
