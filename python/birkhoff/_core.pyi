@@ -29,6 +29,7 @@ __all__ = [
     "encode",
     "get_num_threads",
     "isa",
+    "planned_nbytes",
     "rates",
     "set_num_threads",
 ]
@@ -406,3 +407,9 @@ class Writer:
         traceback: TracebackType | None = None,
         /,
     ) -> None: ...
+
+def planned_nbytes(plan: Sequence[_Planned], *, settings: str = "{}") -> int:
+    """Bytes of the file that a `Writer` makes of a plan.
+
+    Raises FormatError if the plan is impossible.
+    """

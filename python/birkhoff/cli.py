@@ -1,4 +1,4 @@
-"""The command line: compress, inspect, decompress, verify, env, demo.
+"""The command line: compress, inspect, decompress, verify, eval, env, demo.
 
 Exit codes: 0 if all went well, 1 for bad input or a failed verification, 2 for wrong usage, 130
 after an interrupt.
@@ -29,6 +29,14 @@ Bits = Literal["2", "3", "4", "5", "6", "8"]
 Codec = Literal["shift", "winding"]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
+ArchitectureOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What a bare checkpoint is of, if its shapes do not say: vit_b, vit_l, vit_h of "
+        "segment_anything, or a folder with a config.json.",
+    ),
+]
 OutputOption = Annotated[
     Path, typer.Option("--output", "-o", metavar="FILE", help="The safetensors file to write.")
 ]
@@ -66,8 +74,11 @@ def compress(
     ],
     output: OutputOption,
     bits: Annotated[
-        Bits, typer.Option(help="Bits a weight of the bulk; small sensitive tensors get more.")
-    ] = "4",
+        Bits | None,
+        typer.Option(
+            help="Bits a weight of the bulk (4 by default); small sensitive tensors get more."
+        ),
+    ] = None,
     codec: Annotated[
         Codec, typer.Option(help="The trajectory; winding has 4, 5, 6 and 8 bits.")
     ] = "shift",
@@ -86,27 +97,53 @@ def compress(
             help="Keep the tensors whose names match exactly as they are; may be repeated.",
         ),
     ] = None,
+    target_sqnr: Annotated[
+        float | None,
+        typer.Option(metavar="DB", help="The fewest bits for each tensor that reach this SQNR."),
+    ] = None,
+    target_ratio: Annotated[
+        float | None,
+        typer.Option(
+            metavar="R", help="Bits for each tensor that make the file R times smaller at best."
+        ),
+    ] = None,
+    auto: Annotated[
+        bool,
+        typer.Option(
+            "--auto",
+            help="Choose bits by each tensor's effect on the model's outputs for synthetic inputs; "
+            "the file is as large as without, or as --target-ratio says.",
+        ),
+    ] = False,
+    architecture: ArchitectureOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compress a checkpoint into one safetensors file."""
     rules = [_parse_rule(text) for text in rule or []]
+    from birkhoff.allocation import check_target
     from birkhoff.compression import compress_file
     from birkhoff.display import console, progress_bar, show_summary
     from birkhoff.policy import check_bits
 
+    wanted = None if bits is None else int(bits)
     try:
-        check_bits(int(bits), codec)
+        check_bits(wanted or 4, codec)
+        check_target(wanted, target_sqnr, target_ratio, auto)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     with progress_bar("compressing") as progress:
         summary = compress_file(
             source,
             output,
-            bits=int(bits),
+            bits=wanted,
             codec=codec,
             rules=rules,
             skip=skip or [],
+            target_sqnr=target_sqnr,
+            target_ratio=target_ratio,
+            auto=auto,
+            architecture=architecture,
             overwrite=force,
             progress=progress,
         )
@@ -186,6 +223,80 @@ def verify(
         raise typer.Exit(1)
     if not as_json:
         print("verified: " + ("all tensors match" if against else "all checksums match"))
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="A compressed file, or a transformers folder that holds one."
+        ),
+    ],
+    against: Annotated[
+        Path,
+        typer.Option(
+            metavar="ORIGINAL", help="The original: a transformers folder or a checkpoint."
+        ),
+    ],
+    images: Annotated[
+        Path, typer.Option(metavar="DIR", help="A folder of pictures; they need no labels.")
+    ],
+    prompts: Annotated[
+        Literal["points", "boxes", "grid"],
+        typer.Option(help="Points or boxes drawn from the original's own masks, or a grid."),
+    ] = "points",
+    annotations: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Objects in the format of COCO, to measure both by."),
+    ] = None,
+    architecture: ArchitectureOption = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write an HTML page with the worst masks.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the report if it exists.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of prompts.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the masks of a compressed model with those of its original on your pictures."""
+    from birkhoff.compression import check_output
+    from birkhoff.display import console, progress_bar, show_evaluation
+    from birkhoff.evaluation.pictures import find_pictures
+
+    # What can be wrong is found before models are loaded.
+    pictures = find_pictures(images)
+    if report is not None:
+        check_output(report, overwrite=force)
+    from birkhoff import evaluation
+    from birkhoff.architectures import load_pair
+    from birkhoff.evaluation.report import check_installed
+
+    if report is not None:
+        check_installed()
+    objects = None if annotations is None else evaluation.read_annotations(annotations)
+    compressed, original = load_pair(model, against, architecture)
+    with progress_bar("comparing masks") as progress:
+        result = evaluation.evaluate(
+            compressed,
+            original,
+            pictures,
+            prompts=prompts,
+            annotations=objects,
+            seed=seed,
+            progress=progress,
+        )
+    if report is not None:
+        evaluation.write_report(
+            report, result, compressed=str(model), original=str(against), overwrite=force
+        )
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        show_evaluation(console(), result)
+        if report is not None:
+            print(f"report: {report}")
 
 
 @app.command()

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from birkhoff._core import BirkhoffError, Distortion, File, Writer
+from birkhoff.allocation import Target, allocate, check_target, measured_target
 from birkhoff.checkpoint import Tensor, open_checkpoint
 from birkhoff.files import require_compressed
-from birkhoff.plan import Coded, Item, Stored, make_plan, rules_in_use
+from birkhoff.plan import Coded, Item, Stored, entry_of, make_plan, rules_in_use
 from birkhoff.policy import SIXTEEN, check_bits, choose_policy
 from birkhoff.summary import Summary, summarize
 
@@ -25,10 +26,14 @@ def compress_file(
     source: str | Path,
     output: str | Path,
     *,
-    bits: int = 4,
+    bits: int | None = None,
     codec: str = "shift",
     rules: Rules = (),
     skip: Sequence[str] = (),
+    target_sqnr: float | None = None,
+    target_ratio: float | None = None,
+    auto: bool = False,
+    architecture: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
@@ -41,14 +46,23 @@ def compress_file(
         source: A ``.safetensors`` file, a PyTorch checkpoint that holds a state dict, or a Hugging
             Face folder.
         output: The safetensors file to write.
-        bits: Code bits a weight of the bulk of the model; :mod:`birkhoff.policy` says what small
-            and sensitive tensors get.
+        bits: Code bits a weight of the bulk of the model, 4 if None; :mod:`birkhoff.policy` says
+            what small and sensitive tensors get.
         codec: ``"shift"`` or ``"winding"``.
         rules: Name patterns (as of :mod:`fnmatch`) and the bits of the tensors that match, 16 for
             not coded; later ones win.
         skip: Name patterns of tensors to keep exactly as they are.
+        target_sqnr: Instead of ``bits``: each tensor gets the fewest bits that reach this SQNR, in
+            dB.
+        target_ratio: Instead of ``bits``: the file is to be this many times smaller, and the bits
+            of each tensor are chosen for the least error.
+        auto: Choose the bits of each tensor by its effect on the outputs of the model for synthetic
+            inputs, for a file of the size that it would have without, or of ``target_ratio``. If
+            the model cannot be run, all tensors count alike, and the summary's notes say so.
+        architecture: What a bare checkpoint is of, for ``auto``, as
+            :func:`birkhoff.architectures.builder` takes it.
         overwrite: Replace the output if it exists.
-        progress: Called after every tensor.
+        progress: Called after every tensor that is measured, and of those that are written.
 
     Raises:
         BirkhoffError: The input cannot be compressed: it is damaged, or weights are not finite.
@@ -57,20 +71,33 @@ def compress_file(
     """
     start = time.perf_counter()
     output = Path(output)
+    targeted = check_target(bits, target_sqnr, target_ratio, auto)
+    bits = 4 if bits is None else bits
     user_rules = check_rules(rules, bits, codec)
     check_output(output, overwrite=overwrite)
     checkpoint = open_checkpoint(source)
     check_output(output, *checkpoint.files, overwrite=overwrite)
     if not checkpoint.tensors:
         raise BirkhoffError(f"{source}: the checkpoint holds no tensors")
+    target = None
+    if targeted:
+        target = Target(target_sqnr, target_ratio)
+        if auto:
+            target = measured_target(target, Path(source), architecture, codec, progress)
     plan, settings = decide(
-        checkpoint.tensors, bits=bits, codec=codec, user_rules=user_rules, skip=skip
+        checkpoint.tensors,
+        bits=bits,
+        codec=codec,
+        user_rules=user_rules,
+        skip=skip,
+        target=target,
+        progress=progress,
     )
     distortions = write_plan(output, plan, codec, settings, overwrite=overwrite, progress=progress)
     return summarize(
         File(output),
         distortions,
-        notes=checkpoint.notes,
+        notes=[*checkpoint.notes, *([target.reason] if target and target.reason else [])],
         seconds=time.perf_counter() - start,
     )
 
@@ -127,11 +154,13 @@ def decide(
     codec: str,
     user_rules: Sequence[tuple[str, int]],
     skip: Sequence[str],
+    target: Target | None = None,
+    progress: Progress | None = None,
 ) -> tuple[list[Item], dict[str, Any]]:
     """How each tensor of a checkpoint or a model is kept, and the settings that led to it.
 
     Raises:
-        ValueError: A pattern matches nothing.
+        ValueError: A pattern matches nothing, or a target cannot be reached.
     """
     policy = choose_policy(tensors, bits=bits, codec=codec, user_rules=user_rules)
     plan = make_plan(
@@ -144,7 +173,9 @@ def decide(
         "rules": [[rule.pattern, rule.bits] for rule in rules_in_use(policy, plan)],
         "skip": list(skip),
     }
-    return plan, settings
+    if target is None:
+        return plan, settings
+    return allocate(target, plan, settings, user_rules=user_rules, skip=skip, progress=progress)
 
 
 def check_output(output: Path, *inputs: Path, overwrite: bool) -> None:
@@ -175,7 +206,7 @@ def write_plan(
     total = sum(item.tensor.elements for item in plan)
     done = 0
     distortions = {}
-    entries = [_entry(item, codec) for item in plan]
+    entries: Any = [entry_of(item, codec) for item in plan]
     with Writer(output, entries, settings=json.dumps(settings), overwrite=overwrite) as writer:
         for item in plan:
             tensor = item.tensor
@@ -188,16 +219,3 @@ def write_plan(
                 progress(tensor.name, done, total)
         writer.finish()
     return distortions
-
-
-def _entry(item: Item, codec: str) -> tuple[Any, ...]:
-    """The item as the writer takes it."""
-    tensor = item.tensor
-    what = (tensor.name, tensor.dtype, tensor.shape)
-    match item:
-        case Coded(_, rows, cols, bits):
-            return ("coded", *what, rows, cols, bits, codec)
-        case Stored(_, dtype):
-            return ("stored", *what, dtype)
-        case _:
-            return ("tied", *what, item.to)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,6 +18,9 @@ from rich.table import Table
 from birkhoff import compression
 from birkhoff.policy import SIXTEEN
 from birkhoff.summary import Summary, TensorSummary
+
+if TYPE_CHECKING:
+    from birkhoff.evaluation import Evaluation
 
 
 def console() -> Console:
@@ -66,7 +70,7 @@ def show_summary(out: Console, summary: Summary) -> None:
         if worst is not None:
             text += f", worst {decibels(worst.sqnr)} in {escape(worst.name)}"
         out.print(text, soft_wrap=True)
-    _show_policy(out, summary.settings)
+    _show_policy(out, summary)
     for note in summary.notes:
         out.print(f"note: {escape(note)}", soft_wrap=True)
 
@@ -106,8 +110,12 @@ def _worst(tensors: list[TensorSummary]) -> str:
     return decibels(min(measured, default=None))
 
 
-def _show_policy(out: Console, settings: dict[str, Any]) -> None:
+def _show_policy(out: Console, summary: Summary) -> None:
+    settings = summary.settings
     if "rules" not in settings:
+        return
+    if "allocation" in settings:
+        _show_allocation(out, summary)
         return
     out.print(
         f"policy: {escape(str(settings.get('model')))} model, {settings.get('bits')} bits, codec "
@@ -119,6 +127,32 @@ def _show_policy(out: Console, settings: dict[str, Any]) -> None:
         out.print(f"  {escape(str(pattern)):<40} {what}", soft_wrap=True)
     for pattern in settings.get("skip", []):
         out.print(f"  {escape(str(pattern)):<40} unchanged", soft_wrap=True)
+
+
+def _show_allocation(out: Console, summary: Summary) -> None:
+    """What the bits were chosen for, and what the parts of the model got."""
+    allocation = summary.settings["allocation"]
+    if "sqnr_db" in allocation:
+        what = f"the fewest bits that reach {allocation['sqnr_db']:g} dB"
+    else:
+        ratio = allocation.get("ratio")
+        size = "of the policy's size" if ratio is None else f"{ratio:g} times smaller"
+        what = f"the least error in a file {size}, errors {allocation.get('errors')}"
+    out.print(f"allocation: {escape(what)}", soft_wrap=True)
+    parts: dict[str, list[TensorSummary]] = {}
+    for tensor in summary.tensors:
+        if len(tensor.shape) > 1 and tensor.coding != "tied":
+            parts.setdefault(re.sub(r"\d+", "*", tensor.name), []).append(tensor)
+    table = _table("part", "tensors", "weights", "bits", "mean")
+    for part, tensors in parts.items():
+        bits = [tensor.bits or SIXTEEN for tensor in tensors]
+        elements = sum(tensor.elements for tensor in tensors)
+        mean = sum(
+            rate * tensor.elements for rate, tensor in zip(bits, tensors, strict=True)
+        ) / max(1, elements)
+        span = f"{min(bits)}" if min(bits) == max(bits) else f"{min(bits)}-{max(bits)}"
+        table.add_row(escape(part), f"{len(tensors)}", f"{elements:,}", span, f"{mean:.2f}")
+    out.print(table)
 
 
 def show_tensors(out: Console, summary: Summary) -> None:
@@ -148,6 +182,14 @@ def show_environment(out: Console, info: dict[str, Any]) -> None:
     for key, value in info.items():
         text = ", ".join(value) if isinstance(value, list) else str(value)
         out.print(f"{key.replace('_', ' '):<28} {escape('none' if value is None else text)}")
+
+
+def show_evaluation(out: Console, evaluation: Evaluation) -> None:
+    """One line a figure."""
+    from birkhoff.evaluation.figures import figures
+
+    for name, value in figures(evaluation):
+        out.print(f"{name:<42} {value}", soft_wrap=True)
 
 
 def decibels(value: float | None) -> str:

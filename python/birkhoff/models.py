@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from birkhoff import _core
 from birkhoff._core import Entry, FormatError, Writer
+from birkhoff.allocation import Target, check_target
+from birkhoff.allocation.effects import Probe, measure_effects
+from birkhoff.allocation.probes import probe_for
+from birkhoff.allocation.target import Measure
 from birkhoff.arrays import tensor_bytes
 from birkhoff.compression import Rules, check_output, check_rules, decide
 from birkhoff.dtypes import TORCH_DTYPES
@@ -33,11 +37,15 @@ SETTINGS = "birkhoff_settings"
 
 def compress(
     model: Model,
-    bits: int = 4,
+    bits: int | None = None,
     codec: str = "shift",
     rules: Rules = (),
     skip: Sequence[str] = (),
     precision: Precision | None = None,
+    *,
+    target_sqnr: float | None = None,
+    target_ratio: float | None = None,
+    auto: bool | Probe = False,
 ) -> Model:
     """Compresses a model in place.
 
@@ -49,13 +57,21 @@ def compress(
 
     Args:
         model: A model on the CPU in eval mode.
-        bits: Code bits a weight of the bulk of the model; :mod:`birkhoff.policy` says what small
-            and sensitive tensors get.
+        bits: Code bits a weight of the bulk of the model, 4 if None; :mod:`birkhoff.policy` says
+            what small and sensitive tensors get.
         codec: ``"shift"`` or ``"winding"``.
         rules: Name patterns (as of :mod:`fnmatch`) and the bits of the tensors that match, 16 for
             not coded; later ones win.
         skip: Name patterns of tensors to keep exactly as they are.
         precision: That of the coded layers; None for what :func:`birkhoff.set_precision` has set.
+        target_sqnr: Instead of ``bits``: each tensor gets the fewest bits that reach this SQNR, in
+            dB.
+        target_ratio: Instead of ``bits``: the file of :func:`save` is to be this many times
+            smaller than the tensors, and the bits of each are chosen for the least error.
+        auto: Choose the bits of each tensor by its effect on the outputs of the model for synthetic
+            inputs, at the size that it would have without, or of ``target_ratio``. For a model
+            that birkhoff has no inputs for, give a function that runs it and returns the outputs
+            that count, one answer a row.
 
     Returns:
         The model itself.
@@ -64,13 +80,21 @@ def compress(
         ValueError: An argument is wrong, a pattern matches nothing, or the model cannot be
             compressed; it is then as it was.
     """
+    targeted = check_target(bits, target_sqnr, target_ratio, auto)
+    bits = 4 if bits is None else bits
     user_rules = check_rules(rules, bits, codec)
     if precision is not None:
         checked(precision)
     _check_compressible(model)
+    target = None
+    if targeted:
+        measure = _measure(model, auto, codec) if auto else None
+        target = Target(target_sqnr, target_ratio, measure)
     state_dict = _state_dict(model)
     tensors = tensors_of(state_dict, type(model).__name__)
-    plan, settings = decide(tensors, bits=bits, codec=codec, user_rules=user_rules, skip=skip)
+    plan, settings = decide(
+        tensors, bits=bits, codec=codec, user_rules=user_rules, skip=skip, target=target
+    )
     parameters: dict[str, CodedParameter] = {}
     for item in plan:
         name = item.tensor.name
@@ -217,6 +241,17 @@ def load(
     model.eval()
     _check_materialised(model)
     return model
+
+
+def _measure(model: nn.Module, auto: bool | Probe, codec: str) -> Measure:
+    """What measures the effects of tensors on the outputs of a model."""
+    probe = auto if callable(auto) else probe_for(model)
+    if probe is None:
+        raise ValueError(
+            f"it is not known what inputs {type(model).__name__} takes; give auto a function that "
+            "runs the model and returns the outputs that count"
+        )
+    return lambda names: measure_effects(model, names, probe, codec=codec)
 
 
 def _built(model: Model | Callable[[], Model]) -> Model:

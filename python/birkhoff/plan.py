@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +78,7 @@ def make_plan(
         matching = [item for item in plan if matches_any(item.tensor.name, [pattern])]
         if not matching:
             raise ValueError(f"--rule {pattern}: no tensor has such a name; {_list_names()}")
-        if not any(_could_be_coded(item.tensor) for item in matching):
+        if not any(could_be_coded(item.tensor) for item in matching):
             raise ValueError(
                 f"--rule {pattern}: it matches only tensors that are not encoded, such as "
                 f"{matching[0].tensor.name!r}; a rule is for float tensors of 2 or more dimensions"
@@ -94,14 +95,15 @@ def _list_names() -> str:
     return "`birkhoff inspect` lists the names of a safetensors file"
 
 
-def _could_be_coded(tensor: Tensor) -> bool:
+def could_be_coded(tensor: Tensor) -> bool:
+    """Whether a tensor is of a kind that is coded, if that pays."""
     return tensor.is_float and len(tensor.shape) >= 2 and tensor.elements > 0
 
 
 def rules_in_use(policy: Policy, plan: Sequence[Item]) -> list[Rule]:
     """The rules that decided on a tensor that is coded, or would be but for its rule."""
     deciding = [
-        (item, policy.rule_for(item.tensor.name)) for item in plan if _could_be_coded(item.tensor)
+        (item, policy.rule_for(item.tensor.name)) for item in plan if could_be_coded(item.tensor)
     ]
     used = {rule for item, rule in deciding if isinstance(item, Coded) or rule.bits == SIXTEEN}
     return [rule for rule in policy.rules if rule in used]
@@ -113,7 +115,7 @@ def _plan_tensor(tensor: Tensor, policy: Policy, skip: Sequence[str]) -> Item:
         return Tied(tensor, tensor.tied_to)
     if skipped or not tensor.is_float:
         return Stored(tensor, tensor.dtype)
-    if _could_be_coded(tensor):
+    if could_be_coded(tensor):
         bits = policy.rule_for(tensor.name).bits
         if bits < SIXTEEN:
             nbytes, rows, cols = best_matrix_view(tensor.shape, bits, policy.codec)
@@ -138,6 +140,19 @@ def best_matrix_view(shape: Sequence[int], bits: int, codec: str) -> tuple[int, 
         (_core.coded_nbytes(rows, cols, bits=bits, codec=codec), rows, cols) for rows, cols in views
     ]
     return min(sizes, key=lambda size: size[0])
+
+
+def entry_of(item: Item, codec: str) -> tuple[Any, ...]:
+    """The item as the writer takes it."""
+    tensor = item.tensor
+    what = (tensor.name, tensor.dtype, tensor.shape)
+    match item:
+        case Coded(_, rows, cols, bits):
+            return ("coded", *what, rows, cols, bits, codec)
+        case Stored(_, dtype):
+            return ("stored", *what, dtype)
+        case _:
+            return ("tied", *what, item.to)
 
 
 def _float16_keeps(tensor: Tensor) -> bool:

@@ -10,7 +10,7 @@ The last up-scaling convolution, 2048 weights, stays in 16 bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import groupby
@@ -126,6 +126,28 @@ def choose_policy(
         model, table = "unknown", BULK + _smallest_matrices(floats)
     rates = _core.rates(codec)
     rules = [Rule(row.pattern, _resolve(row.rate, bits, rates), row.names) for row in table]
+    rules += [Rule(pattern, rate) for pattern, rate in user_rules]
+    return Policy(model, codec, tuple(rules))
+
+
+def allocated_policy(
+    model: str,
+    codec: str,
+    bits_of: Mapping[str, int],
+    user_rules: Iterable[tuple[str, int]] = (),
+) -> Policy:
+    """A policy of bits chosen for single tensors; what was not chosen for stays in 16 bit.
+
+    Args:
+        model: What the model is called.
+        codec: The codec of all coded tensors.
+        bits_of: Bits of each tensor by its name.
+        user_rules: Pairs of a name pattern and its bits, which overrule the choice.
+    """
+    rules = [Rule("*", SIXTEEN)]
+    for bits in sorted(set(bits_of.values()), reverse=True):
+        names = frozenset(name for name, chosen in bits_of.items() if chosen == bits)
+        rules.append(Rule(f"{len(names)} tensors by allocation", bits, names))
     rules += [Rule(pattern, rate) for pattern, rate in user_rules]
     return Policy(model, codec, tuple(rules))
 

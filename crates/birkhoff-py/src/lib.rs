@@ -30,7 +30,7 @@ mod _core {
     #[pymodule_export]
     use super::matrix::{HyperMatrix, coded_nbytes, encode, rates};
     #[pymodule_export]
-    use super::writer::Writer;
+    use super::writer::{Writer, planned_nbytes};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

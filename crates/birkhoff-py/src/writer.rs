@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock};
 
 use birkhoff_core::codec::{Codec, ScaleRefit};
-use birkhoff_core::container::manifest::{Checksum, PartChecksums, element_type};
+use birkhoff_core::container::manifest::{Checksum, PartChecksums, Settings, element_type};
 use birkhoff_core::container::{self, Coding, Tensor, WriterOptions};
 use birkhoff_core::isa::Isa;
 use birkhoff_core::threads;
@@ -47,8 +47,7 @@ impl Writer {
     ) -> Result<Writer> {
         let plan = plan.iter().map(planned).collect::<Result<Vec<_>>>()?;
         let options = WriterOptions {
-            settings: serde_json::from_str(settings)
-                .map_err(|error| Failure::value(format!("settings are no JSON object: {error}")))?,
+            settings: parsed(settings)?,
             overwrite,
             refit: ScaleRefit::default(),
             isa: Isa::current()?,
@@ -105,6 +104,18 @@ impl Writer {
     fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyTuple>) {
         py.detach(|| drop(self.take()));
     }
+}
+
+#[pyfunction]
+#[pyo3(signature = (plan, *, settings = "{}"))]
+pub(crate) fn planned_nbytes(plan: Vec<Bound<'_, PyTuple>>, settings: &str) -> Result<u64> {
+    let plan = plan.iter().map(planned).collect::<Result<Vec<_>>>()?;
+    Ok(container::writer::planned_len(plan, parsed(settings)?)?)
+}
+
+fn parsed(settings: &str) -> Result<Settings> {
+    serde_json::from_str(settings)
+        .map_err(|error| Failure::value(format!("settings are no JSON object: {error}")))
 }
 
 /// A tensor from an item of the plan; the stub file lists the kinds.

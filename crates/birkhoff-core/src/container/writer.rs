@@ -249,6 +249,17 @@ impl Writer {
     }
 }
 
+/// Bytes of the file that a [`Writer`] makes of a plan, whose checksums are ignored.
+///
+/// # Errors
+/// As of [`Writer::create`].
+pub fn planned_len(plan: Vec<Tensor>, settings: Settings) -> Result<u64> {
+    let manifest = Manifest { version: VERSION, settings, tensors: plan };
+    let placement = Placement::new(manifest.stored_tensors()?)?;
+    let header = header(Path::new("the file"), &placement, &manifest)?;
+    Ok(header.len() as u64 + placement.data_len())
+}
+
 /// The header of a compressed file; transformers wants `format` to say that it is PyTorch's.
 fn header(path: &Path, placement: &Placement, manifest: &Manifest) -> Result<Vec<u8>> {
     serde_json::to_string(manifest)

@@ -1,0 +1,82 @@
+"""What a model's outputs lose when one of its tensors is coded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from birkhoff import _core
+from birkhoff.arrays import tensor_bytes
+from birkhoff.dtypes import TORCH_DTYPES
+from birkhoff.plan import best_matrix_view
+
+#: The rate at which a tensor is tried. The error at others follows from their noise.
+TRIAL_BITS = 4
+#: An answer that is nearly nothing is measured against this share of the average one.
+FLOOR = 0.05
+
+#: Runs a model on inputs of its choice; each row of what it returns is one answer.
+Probe = Callable[[nn.Module], Sequence[Tensor]]
+
+
+@torch.no_grad()
+def measure_effects(
+    model: nn.Module,
+    names: Sequence[str],
+    probe: Probe,
+    *,
+    codec: str = "shift",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, float]:
+    """The change of a model's outputs for each tensor that is coded alone.
+
+    Args:
+        model: A model on the CPU in eval mode; it is as before at the end.
+        names: Names of its state dict; those that it does not have are left out.
+        probe: Runs the model.
+        codec: The codec.
+        progress: Called after every tensor.
+
+    Returns:
+        By name: the energy of the change, as a share of that of the outputs, for an error of the
+        tensor as large as the tensor itself. Multiplied with the relative noise of a rate, it is
+        what that rate costs.
+    """
+    tensors = {name: value for name, value in model.state_dict().items() if name in set(names)}
+    reference = [answer.double() for answer in probe(model)]
+    effects = {}
+    for done, (name, tensor) in enumerate(tensors.items(), start=1):
+        original = tensor.clone()
+        decoded, noise = _decoded(original, codec)
+        try:
+            tensor.copy_(decoded)
+            change = _change(reference, probe(model))
+        finally:
+            tensor.copy_(original)
+        effects[name] = change / noise if noise else 0.0
+        if progress is not None:
+            progress(name, done, len(tensors))
+    return effects
+
+
+def _decoded(tensor: Tensor, codec: str) -> tuple[Tensor, float]:
+    """A tensor after coding, and the relative energy of its error."""
+    dtype = TORCH_DTYPES[str(tensor.dtype)]
+    _, rows, cols = best_matrix_view(tensor.shape, TRIAL_BITS, codec)
+    matrix, distortion = _core.encode(
+        tensor_bytes(tensor), dtype, rows, cols, bits=TRIAL_BITS, codec=codec
+    )
+    noise = distortion.noise / distortion.signal if distortion.signal else 0.0
+    return torch.from_numpy(matrix.decode()).reshape(tensor.shape), noise
+
+
+def _change(reference: Iterable[Tensor], answers: Iterable[Tensor]) -> float:
+    """Mean over all answers of the relative energy of their change."""
+    changes = []
+    for before, after in zip(reference, answers, strict=True):
+        energy = before.square().sum(-1)
+        change = (after.double() - before).square().sum(-1)
+        changes.append((change / (energy + FLOOR * energy.mean() + 1e-30)).flatten())
+    return float(torch.cat(changes).mean())

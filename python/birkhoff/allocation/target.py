@@ -1,0 +1,237 @@
+"""Bits for each tensor that reach a given quality or size."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from birkhoff import _core
+from birkhoff._core import BirkhoffError
+from birkhoff.allocation.choices import (
+    Choice,
+    cheapest,
+    choices_of,
+    fewest_bits,
+)
+from birkhoff.checkpoint import Tensor
+from birkhoff.dtypes import FLOATS, NUMPY_DTYPES
+from birkhoff.plan import (
+    Item,
+    Tied,
+    could_be_coded,
+    entry_of,
+    make_plan,
+    matches_any,
+    rules_in_use,
+)
+from birkhoff.policy import allocated_policy
+
+#: Measures what the error of tensors does to the outputs of their model, by the tensors' names.
+Measure = Callable[[Sequence[str]], Mapping[str, float]]
+#: Called after every tensor with its name, how many are done, and of how many.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the bits of each tensor are chosen for: one of the first two, or the size of a policy.
+
+    Without an SQNR, the error of the whole model is made small for the size of its file. The
+    error is the sum of the relative errors of the tensors, each weighed by its effect.
+    """
+
+    #: SQNR in dB that every coded tensor must reach.
+    sqnr: float | None = None
+    #: How many times smaller than the original tensors the file is to be.
+    ratio: float | None = None
+    #: What measures the effects; if None, all tensors have the same.
+    measure: Measure | None = None
+    #: Why nothing measures them, if something should.
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What the compressed file says about it."""
+        if self.sqnr is not None:
+            return {"sqnr_db": self.sqnr}
+        errors = "all tensors alike" if self.measure is None else "by effect on the outputs"
+        return {"ratio": self.ratio, "errors": errors}
+
+
+def check_target(
+    bits: int | None, target_sqnr: float | None, target_ratio: float | None, auto: object
+) -> bool:
+    """Whether bits are to be chosen for each tensor.
+
+    Raises:
+        ValueError: The arguments exclude each other, or are out of range.
+    """
+    if target_sqnr is not None and (target_ratio is not None or auto):
+        raise ValueError("--target-sqnr goes without --target-ratio and --auto; choose one")
+    if bits is not None and (target_sqnr is not None or target_ratio is not None):
+        raise ValueError("--bits goes without --target-sqnr and --target-ratio; choose one")
+    if target_sqnr is not None and not 0 < target_sqnr <= 200:
+        raise ValueError(f"--target-sqnr {target_sqnr:g}: an SQNR is between 0 and 200 dB")
+    if target_ratio is not None and not 1 <= target_ratio <= 1000:
+        raise ValueError(f"--target-ratio {target_ratio:g}: a ratio is between 1 and 1000")
+    return target_sqnr is not None or target_ratio is not None or bool(auto)
+
+
+def measured_target(
+    target: Target,
+    source: Path,
+    architecture: str | None,
+    codec: str,
+    progress: Progress | None = None,
+) -> Target:
+    """A target that measures effects on the model of a checkpoint, if that can be run.
+
+    Args:
+        target: A target for a size.
+        source: The checkpoint.
+        architecture: As :func:`birkhoff.architectures.builder` takes it.
+        codec: The codec.
+        progress: Called after every tensor that was measured.
+
+    Raises:
+        BirkhoffError: torch is not installed.
+    """
+    try:
+        from birkhoff.allocation.effects import measure_effects
+        from birkhoff.allocation.probes import probe_for
+        from birkhoff.architectures import load_original
+    except ModuleNotFoundError as error:
+        raise BirkhoffError(
+            "--auto runs the model, which takes torch; install it with "
+            '`pip install "birkhoff[torch]"`'
+        ) from error
+
+    alone = "all tensors count alike, since the model cannot be run: "
+    try:
+        model = load_original(source, architecture)
+    except (BirkhoffError, ValueError, OSError) as error:
+        return replace(target, reason=alone + str(error))
+    probe = probe_for(model)
+    if probe is None:
+        reason = f"it is not known what inputs {type(model).__name__} takes"
+        return replace(target, reason=alone + reason)
+
+    def measure(names: Sequence[str]) -> Mapping[str, float]:
+        return measure_effects(model, names, probe, codec=codec, progress=progress)
+
+    return replace(target, measure=measure)
+
+
+def allocate(
+    target: Target,
+    plan: Sequence[Item],
+    settings: Mapping[str, Any],
+    *,
+    user_rules: Sequence[tuple[str, int]],
+    skip: Sequence[str],
+    progress: Progress | None = None,
+) -> tuple[list[Item], dict[str, Any]]:
+    """Replaces the bits of a plan by those that a target asks for.
+
+    Args:
+        target: The target.
+        plan: The plan of the policy. Its size is the budget if the target names none.
+        settings: The settings that led to it.
+        user_rules: Name patterns and bits that the user gave: those tensors are left alone.
+        skip: Name patterns of tensors that are left alone.
+        progress: Called after every tensor that was measured.
+
+    Raises:
+        ValueError: The target cannot be reached, or weights are not finite.
+    """
+    fixed = [*skip, *(pattern for pattern, _ in user_rules)]
+    free = [
+        item.tensor
+        for item in plan
+        if could_be_coded(item.tensor)
+        and not isinstance(item, Tied)
+        and not matches_any(item.tensor.name, fixed)
+    ]
+    codec = settings["codec"]
+
+    def planned(bits_of: Mapping[str, int]) -> tuple[list[Item], dict[str, Any]]:
+        policy = allocated_policy(settings["model"], codec, bits_of, user_rules)
+        planned = make_plan([item.tensor for item in plan], policy, skip=skip)
+        rules = [[rule.pattern, rule.bits] for rule in rules_in_use(policy, planned)]
+        own = target.sqnr is not None or target.ratio is not None
+        bits = None if own else settings["bits"]
+        return planned, {**settings, "bits": bits, "rules": rules, "allocation": target.to_json()}
+
+    if target.sqnr is not None:
+        bits_of = {}
+        for done, tensor in enumerate(free, start=1):
+            bits_of[tensor.name] = fewest_bits(tensor, codec, target.sqnr)
+            if progress is not None:
+                progress(tensor.name, done, len(free))
+        return planned(bits_of)
+
+    original_nbytes = sum(_original_nbytes(item) for item in plan)
+    if target.ratio is None:
+        limit = _file_nbytes(plan, settings)
+    else:
+        limit = math.floor(original_nbytes / target.ratio)
+    choices = _weighed(free, codec, target.measure, progress)
+    # What does not depend on the choice: other tensors and the header, whose length hardly does.
+    bits_of = {name: options[-1].bits for name, options in choices.items()}
+    others = _file_nbytes(*planned(bits_of)) - sum(
+        options[-1].nbytes for options in choices.values()
+    )
+    excess = 0
+    while True:
+        try:
+            chosen = cheapest(choices, limit - others - excess)
+        except ValueError as error:
+            smallest = others + sum(options[0].nbytes for options in choices.values())
+            ratio = original_nbytes / smallest
+            raise ValueError(
+                f"the file cannot be {target.ratio:g} times smaller: at the lowest rates it is "
+                f"{ratio:.2f} times; ask for less, or free tensors from rules"
+                if target.ratio is not None
+                else str(error)
+            ) from error
+        result = planned({name: choice.bits for name, choice in chosen.items()})
+        too_much = _file_nbytes(*result) - limit
+        if too_much <= 0:
+            return result
+        excess += too_much
+
+
+def _weighed(
+    tensors: Sequence[Tensor], codec: str, measure: Measure | None, progress: Progress | None
+) -> dict[str, list[Choice]]:
+    """The choices of each tensor, their errors weighed by its effect."""
+    effects: Mapping[str, float] = {}
+    if measure is not None:
+        effects = measure([tensor.name for tensor in tensors])
+    usual = median(effects.values()) if effects else 1.0
+    return {
+        tensor.name: [
+            replace(choice, noise=choice.noise * effects.get(tensor.name, usual))
+            for choice in choices_of(tensor, codec)
+        ]
+        for tensor in tensors
+    }
+
+
+def _file_nbytes(plan: Sequence[Item], settings: Mapping[str, Any]) -> int:
+    entries: Any = [entry_of(item, settings["codec"]) for item in plan]
+    return _core.planned_nbytes(entries, settings=json.dumps(settings))
+
+
+def _original_nbytes(item: Item) -> int:
+    if isinstance(item, Tied):
+        return 0
+    tensor = item.tensor
+    if tensor.dtype in FLOATS:
+        return tensor.elements * FLOATS[tensor.dtype]
+    dtype = NUMPY_DTYPES.get(tensor.dtype)
+    return tensor.elements * (dtype.itemsize if dtype is not None else 1)
