@@ -247,7 +247,7 @@ def train(rank: int, options: argparse.Namespace, port: int) -> None:
         step, before = state["step"], state["seconds"]
 
     started = checkpointed = evaluated = time.monotonic()
-    averages = np.zeros(3)
+    averages, averaged = np.zeros(3), 0
     while progress < 1:
         seconds = before + time.monotonic() - started
         progress = step / options.steps if options.steps else seconds / (60 * options.minutes)
@@ -266,7 +266,8 @@ def train(rank: int, options: argparse.Namespace, port: int) -> None:
                 group["lr"] = rate * factor
             optimizer.step()
             optimizer.zero_grad()
-        averages += (np.array(report[1:]) - averages) / min(step + 1, 100)
+        averaged = min(averaged + 1, 100)
+        averages += (np.array(report[1:]) - averages) / averaged
         step += 1
         if rank != 0:
             continue
