@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,7 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from birkhoff import BirkhoffError
-from birkhoff.evaluation import Prediction, Prompt, evaluate, read_annotations, write_report
+from birkhoff.evaluation import (
+    Prediction,
+    Prompt,
+    PromptKind,
+    evaluate,
+    read_annotations,
+    write_report,
+)
 from birkhoff.evaluation.annotations import draw
 from birkhoff.evaluation.detection import Detections, average_precision
 from birkhoff.evaluation.pictures import find_pictures, read_picture
@@ -51,7 +60,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def annotations(tmp_path: Path) -> Path:
+def coco_file(tmp_path: Path) -> Path:
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps(coco()))
     return path
@@ -118,8 +127,9 @@ class Threshold:
 
 
 def test_the_same_model_keeps_all(pictures: Path) -> None:
-    for prompts, count in (("points", 2), ("boxes", 2), ("grid", 128)):
-        evaluation = evaluate(Threshold(), Threshold(), pictures, prompts=prompts)  # type: ignore[arg-type]
+    counts: dict[PromptKind, int] = {"points": 2, "boxes": 2, "grid": 128}
+    for prompts, count in counts.items():
+        evaluation = evaluate(Threshold(), Threshold(), pictures, prompts=prompts)
         assert len(evaluation.comparisons) == count
         assert evaluation.mean_iou == evaluation.worst_iou == evaluation.mean_boundary_f == 1
         assert evaluation.best_changed_share == evaluation.mean_score_difference == 0
@@ -149,7 +159,7 @@ def test_another_mask_is_best(pictures: Path) -> None:
     assert evaluation.mean_iou == 0  # what was the best is now the second
 
     class Reversed(Threshold):
-        def predict(self, **options: Any) -> Any:
+        def predict(self, **options: Any) -> Any:  # type: ignore[override]
             masks, scores, rest = super().predict(**options)
             return masks, scores[::-1].copy(), rest
 
@@ -175,14 +185,14 @@ def test_prompts_come_from_the_original(pictures: Path) -> None:
         assert square(*where)[int(point[1]), int(point[0])]
 
 
-def test_annotations_measure_both(pictures: Path, annotations: Path) -> None:
-    for prompts in ("points", "boxes", "grid"):
+def test_annotations_measure_both(pictures: Path, coco_file: Path) -> None:
+    for prompts in get_args(PromptKind):
         evaluation = evaluate(
             Threshold(lost=10),
             Threshold(),
             pictures,
-            prompts=prompts,  # type: ignore[arg-type]
-            annotations=annotations,
+            prompts=prompts,
+            annotations=coco_file,
         )
         truth = evaluation.ground_truth
         assert truth is not None
@@ -214,11 +224,11 @@ def test_segmentations() -> None:
     assert (draw(run_lengths(mask), HEIGHT, WIDTH) == mask).all()
     polygons = [[20, 10, 50, 10, 50, 40, 20, 40]]
     assert (draw(polygons, HEIGHT, WIDTH) != mask).sum() <= 2 * 31
-    # Packed as COCO's tools do: 1, 30 and -25 + 1 + 49; a number over 15 takes two groups.
-    packed = {"size": [4, 20], "counts": "1n00Z1"}
-    runs = draw(packed, 4, 20).T.ravel()
-    assert runs.sum() == 30
-    assert runs[1:31].all()
+    # Packed as COCO's tools do: 30 and 49 take two groups of bits, and from the fourth on the
+    # difference to the last but one is there: 0 for 30, -1 for 9.
+    for packed, runs in (("1n0a1", [1, 30, 49]), ("1n0:0O", [1, 30, 10, 30, 9])):
+        expected = draw({"size": [4, 20], "counts": runs}, 4, 20)
+        assert (draw({"size": [4, 20], "counts": packed}, 4, 20) == expected).all()
 
 
 @pytest.mark.parametrize(
@@ -322,7 +332,7 @@ def test_bad_pictures(tmp_path: Path, pictures: Path) -> None:
         evaluate(Threshold(), Threshold(), pictures)
 
 
-def test_bad_annotations(tmp_path: Path, pictures: Path, annotations: Path) -> None:
+def test_bad_annotations(tmp_path: Path, pictures: Path, coco_file: Path) -> None:
     def evaluated(**changes: Any) -> None:
         path = tmp_path / "changed.json"
         path.write_text(json.dumps({**coco(), **changes}))
@@ -340,9 +350,9 @@ def test_bad_annotations(tmp_path: Path, pictures: Path, annotations: Path) -> N
     with pytest.raises(BirkhoffError, match="no picture has an annotated object"):
         evaluated(annotations=[])
     for content in ("", "[]", "{}", '{"images": [{}], "annotations": []}', "\x00"):
-        annotations.write_text(content)
+        coco_file.write_text(content)
         with pytest.raises(BirkhoffError, match="format of COCO"):
-            read_annotations(annotations)
+            read_annotations(coco_file)
 
 
 def test_models_that_do_not_belong_together(pictures: Path) -> None:
@@ -354,7 +364,7 @@ def test_models_that_do_not_belong_together(pictures: Path) -> None:
         evaluate(Threshold(), Threshold(), pictures, prompts="lines")  # type: ignore[arg-type]
 
     class Blind(Threshold):
-        def predict(self, **options: Any) -> Any:
+        def predict(self, **options: Any) -> Any:  # type: ignore[override]
             masks, scores, rest = super().predict(**options)
             return np.zeros_like(masks), scores, rest
 
@@ -398,8 +408,8 @@ def test_transformers_models(pictures: Path, folder: Path) -> None:
 
     original: Any = load_folder(folder)
     compressed = birkhoff.compress(load_folder(folder), bits=3)
-    for prompts in ("points", "boxes", "grid"):
-        same = evaluate(original, load_folder(folder), pictures, prompts=prompts)  # type: ignore[arg-type]
+    for prompts in get_args(PromptKind):
+        same = evaluate(original, load_folder(folder), pictures, prompts=prompts)
         assert same.mean_iou == 1
     evaluation = evaluate(compressed, original, pictures, prompts="grid")
     assert 0.3 < evaluation.mean_iou < 1
@@ -416,7 +426,7 @@ def test_transformers_models(pictures: Path, folder: Path) -> None:
     with torch.inference_mode():
         output = original(
             pixel_values=predictor.pixel_values(picture),
-            input_points=torch.tensor([[[[40.0 * 64 / 80, 32.0 * 64 / 80]]]]),
+            input_points=torch.tensor([[[[40.0 * 64 / 80, 32.0 * 51 / 64]]]]),
         )
         processor = transformers.SamImageProcessor(pad_size={"height": side, "width": side})
         expected = processor.post_process_masks(
@@ -434,7 +444,7 @@ def test_models_of_another_shape(pictures: Path, folder: Path) -> None:
     config = sam_config()
     config.vision_config.mlp_dim = 256
     other = birkhoff.compress(transformers.SamModel(config).eval())
-    with pytest.raises(BirkhoffError, match="not made from this original.*mlp"):
+    with pytest.raises(BirkhoffError, match=r"not made from this original.*mlp"):
         evaluate(other, load_folder(folder), pictures)
 
 
@@ -472,3 +482,48 @@ def test_command_line_refuses(
     assert "vit_x" in unknown
     (folder / "config.json").unlink()
     assert "config.json" in refused(*options, pictures)
+
+
+def test_bare_checkpoints(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints of the original package are known by their shapes."""
+    import torch
+    from torch import nn
+
+    import birkhoff
+    from birkhoff.architectures import load_pair
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch_embed = nn.Module()
+            self.patch_embed.proj = nn.Linear(16, 768)
+
+    class Sam(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image_encoder = Encoder()
+            self.prompt_encoder = nn.Linear(4, 4)
+            self.mask_decoder = nn.Linear(4, 4)
+
+    class Module(types.ModuleType):
+        sam_model_registry = {"vit_b": Sam}  # noqa: RUF012
+
+        @staticmethod
+        def SamPredictor(model: nn.Module) -> Threshold:
+            predictor = Threshold()
+            vars(predictor)["model"] = model
+            return predictor
+
+    original, compressed = tmp_path / "sam.pth", tmp_path / "sam.safetensors"
+    torch.save(Sam().state_dict(), original)
+    birkhoff.compress_file(original, compressed)
+    monkeypatch.setitem(sys.modules, "segment_anything", None)
+    with pytest.raises(BirkhoffError, match=r"segment_anything.*not installed"):
+        load_pair(compressed, original)
+    monkeypatch.setitem(sys.modules, "segment_anything", Module("segment_anything"))
+    evaluation = evaluate(*load_pair(compressed, original), pictures)
+    assert evaluation.mean_iou == 1
+    assert list(evaluation.layer_sqnr) == ["image_encoder.patch_embed.proj.weight"]
+    torch.save({"image_encoder.patch_embed.proj.bias": torch.ones(1280)}, original)
+    with pytest.raises(BirkhoffError, match=r"vit_h|vit_b"):
+        load_pair(compressed, original)

@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import birkhoff
 import numpy as np
 import torch
+
+import birkhoff
 from birkhoff.architectures import builder, load_folder
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

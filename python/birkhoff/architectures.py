@@ -126,11 +126,21 @@ def _load_bare(path: Path, build: Builder) -> nn.Module:
         for tensor in open_checkpoint(path).tensors
     }
     try:
-        model.load_state_dict(state_dict)
+        keys = model.load_state_dict(state_dict, strict=False)
     except RuntimeError as error:
         raise FormatError(
             f"{path}: the checkpoint does not fit {type(model).__name__}: {error}"
         ) from error
+    # Of tied tensors, a file may hold only the first.
+    tensors = model.state_dict()
+    loaded = {tensors[name].data_ptr() for name in state_dict if name in tensors}
+    missing = [name for name in keys.missing_keys if tensors[name].data_ptr() not in loaded]
+    if missing or keys.unexpected_keys:
+        raise FormatError(
+            f"{path}: the checkpoint does not fit {type(model).__name__}; missing: "
+            f"{', '.join(missing) or 'nothing'}; unexpected: "
+            f"{', '.join(keys.unexpected_keys) or 'nothing'}"
+        )
     return model.eval()
 
 

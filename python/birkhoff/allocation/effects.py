@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from birkhoff import _core
+from birkhoff.allocation.replay import Replay
 from birkhoff.arrays import tensor_bytes
 from birkhoff.dtypes import TORCH_DTYPES
 from birkhoff.plan import best_matrix_view
@@ -16,6 +18,9 @@ from birkhoff.plan import best_matrix_view
 TRIAL_BITS = 4
 #: An answer that is nearly nothing is measured against this share of the average one.
 FLOOR = 0.05
+
+#: In a model of more weights, the tensors of a block are tried together.
+LARGE = 200_000_000
 
 #: Runs a model on inputs of its choice; each row of what it returns is one answer.
 Probe = Callable[[nn.Module], Sequence[Tensor]]
@@ -32,6 +37,9 @@ def measure_effects(
 ) -> dict[str, float]:
     """The change of a model's outputs for each tensor that is coded alone.
 
+    In a model of more than ``LARGE`` weights, the tensors of a block are coded together and are
+    taken to have the same effect, which spares most of the time.
+
     Args:
         model: A model on the CPU in eval mode; it is as before at the end.
         names: Names of its state dict; those that it does not have are left out.
@@ -44,20 +52,31 @@ def measure_effects(
         tensor as large as the tensor itself. Multiplied with the relative noise of a rate, it is
         what that rate costs.
     """
-    tensors = {name: value for name, value in model.state_dict().items() if name in set(names)}
-    reference = [answer.double() for answer in probe(model)]
+    replay = Replay(model, probe)
+    reference = [answer.double() for answer in replay.result]
+    tensors = model.state_dict()
+    groups: dict[object, list[str]] = defaultdict(list)
+    together = sum(tensor.numel() for tensor in tensors.values()) > LARGE
+    for name in names:
+        if name in tensors:
+            groups[replay.part_of(name) if together else name].append(name)
     effects = {}
-    for done, (name, tensor) in enumerate(tensors.items(), start=1):
-        original = tensor.clone()
-        decoded, noise = _decoded(original, codec)
+    for done, group in enumerate(groups.values(), start=1):
+        originals = {name: tensors[name].clone() for name in group}
+        total = 0.0
         try:
-            tensor.copy_(decoded)
-            change = _change(reference, probe(model))
+            for name, original in originals.items():
+                decoded, noise = _decoded(original, codec)
+                tensors[name].copy_(decoded)
+                total += noise
+            change = _change(reference, replay.again(group))
         finally:
-            tensor.copy_(original)
-        effects[name] = change / noise if noise else 0.0
+            for name, original in originals.items():
+                tensors[name].copy_(original)
+        for name in group:
+            effects[name] = change / total if total else 0.0
         if progress is not None:
-            progress(name, done, len(tensors))
+            progress(group[-1], done, len(groups))
     return effects
 
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from birkhoff.allocation.effects import Probe
 from birkhoff.allocation.synthetic import synthetic_picture
 
-#: Synthetic pictures, one half of either kind.
-PICTURES = 4
+#: Synthetic pictures, one half of either kind; fewer where each takes long.
+PICTURES, LARGE_PICTURES = 4, 2
+#: Pixels of the side of a picture that takes long.
+LARGE_SIDE = 512
 #: Points, and as many boxes, on each of them.
 PROMPTS = 8
 #: Sequences of random tokens for a language model, and tokens in each.
@@ -47,7 +49,7 @@ class _Segmentation:
     def __init__(self, side: int, rng: np.random.Generator, run: Any) -> None:
         self.pictures = _pictures(side, rng)
         self.run = run
-        shape = (PICTURES, PROMPTS, 2)
+        shape = (len(self.pictures), PROMPTS, 2)
         self.points = torch.from_numpy(rng.uniform(0.05, 0.95, shape) * side).float()
         sizes = rng.uniform(0.08, 0.45, shape) * side / 2
         centres = rng.uniform(0.1, 0.9, shape) * side
@@ -121,8 +123,9 @@ def _float_outputs(output: Any) -> list[Tensor]:
 
 
 def _pictures(side: int, rng: np.random.Generator) -> Tensor:
-    """Normalised pictures: float32 of shape (PICTURES, 3, side, side)."""
+    """Normalised pictures: float32 of shape (n, 3, side, side)."""
     kinds = ("dead leaves", "noise")
-    drawn = [synthetic_picture(side, rng, kind=kinds[i % 2]) for i in range(PICTURES)]
+    count = PICTURES if side < LARGE_SIDE else LARGE_PICTURES
+    drawn = [synthetic_picture(side, rng, kind=kinds[i % 2]) for i in range(count)]
     normalised = (np.stack(drawn) - IMAGE_MEAN) / IMAGE_STD
     return torch.from_numpy(normalised.transpose(0, 3, 1, 2).copy())

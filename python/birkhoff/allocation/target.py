@@ -31,6 +31,9 @@ from birkhoff.plan import (
 )
 from birkhoff.policy import allocated_policy
 
+#: How often the allocation is corrected for the length of the header that it leads to.
+ROUNDS = 4
+
 #: Measures what the error of tensors does to the outputs of their model, by the tensors' names.
 Measure = Callable[[Sequence[str]], Mapping[str, float]]
 #: Called after every tensor with its name, how many are done, and of how many.
@@ -180,29 +183,35 @@ def allocate(
     else:
         limit = math.floor(original_nbytes / target.ratio)
     choices = _weighed(free, codec, target.measure, progress)
-    # What does not depend on the choice: other tensors and the header, whose length hardly does.
-    bits_of = {name: options[-1].bits for name, options in choices.items()}
-    others = _file_nbytes(*planned(bits_of)) - sum(
-        options[-1].nbytes for options in choices.values()
-    )
-    excess = 0
-    while True:
-        try:
-            chosen = cheapest(choices, limit - others - excess)
-        except ValueError as error:
-            smallest = others + sum(options[0].nbytes for options in choices.values())
-            ratio = original_nbytes / smallest
-            raise ValueError(
-                f"the file cannot be {target.ratio:g} times smaller: at the lowest rates it is "
-                f"{ratio:.2f} times; ask for less, or free tensors from rules"
-                if target.ratio is not None
-                else str(error)
-            ) from error
-        result = planned({name: choice.bits for name, choice in chosen.items()})
-        too_much = _file_nbytes(*result) - limit
-        if too_much <= 0:
-            return result
-        excess += too_much
+    lowest = {name: options[0] for name, options in choices.items()}
+    smallest, others = _sizes(*planned(_bits(lowest)), lowest)
+    if smallest > limit:
+        raise ValueError(
+            f"the file cannot be {original_nbytes / limit:.4g} times smaller: at the lowest rates "
+            f"it is {original_nbytes / smallest:.4g} times; ask for less, or drop rules and skips"
+        )
+    best = planned(_bits(lowest))
+    least = sum(choice.nbytes for choice in lowest.values())
+    # What is beside the tensors, such as the header, depends a little on the choice.
+    for _ in range(ROUNDS):
+        chosen = cheapest(choices, max(limit - others, least))
+        result = planned(_bits(chosen))
+        nbytes, others = _sizes(*result, chosen)
+        if nbytes <= limit:
+            best = result
+    return best
+
+
+def _bits(chosen: Mapping[str, Choice]) -> dict[str, int]:
+    return {name: choice.bits for name, choice in chosen.items()}
+
+
+def _sizes(
+    plan: Sequence[Item], settings: Mapping[str, Any], chosen: Mapping[str, Choice]
+) -> tuple[int, int]:
+    """Bytes of the file, and those of it beside the tensors that were chosen for."""
+    nbytes = _file_nbytes(plan, settings)
+    return nbytes, nbytes - sum(choice.nbytes for choice in chosen.values())
 
 
 def _weighed(
