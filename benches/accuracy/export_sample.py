@@ -1,8 +1,9 @@
-"""Makes the model and the scenes that ship with birkhoff (python/birkhoff/sample) of a trained model.
+"""Makes what python/birkhoff/sample holds of a trained model.
 
     python benches/accuracy/export_sample.py build/toy-sam
 
-The weights are compressed to 8 bits by birkhoff itself; the scenes are held out, and others than those of fidelity.py.
+The weights are compressed to 8 bits by birkhoff itself; the scenes are held out, and others than
+those of fidelity.py.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ SCENES = 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path, help="folder that train.py has written")
     options = parser.parse_args()
     SAMPLE.mkdir(exist_ok=True)

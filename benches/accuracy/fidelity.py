@@ -1,16 +1,18 @@
-"""What compression does to a model that was trained: masks of the small SAM, and sentence embeddings of MiniLM.
+"""What compression does to models that were trained.
 
     python benches/accuracy/fidelity.py build/toy-sam [--quick] [--json] > fidelity.json
 
-The SAM (see train.py; without a folder, the one that ships with birkhoff) segments 300 held-out scenes, 4 shapes each,
-by a point and by a box. For each format: bits a coded weight with scales counted; how many times smaller than float32
-the model is, where what is not coded takes 16 bits a value; the mean IoU of its masks with the shapes (mIoU) and with
-the masks of the float32 model (fidelity). MiniLM embeds 64 sentences; its fidelity is the mean cosine between the
-embeddings before and after.
+The SAM (see train.py; without a folder, the one that ships with birkhoff) segments 300 held-out
+scenes, 4 shapes each, by a point and by a box. For each format: bits a coded weight with scales
+counted; how many times smaller than float32 the model is, where what is not coded takes 16 bits a
+value; the mean IoU of its masks with the shapes (mIoU) and with the masks of the float32 model
+(fidelity). MiniLM embeds 64 sentences; its fidelity is the mean cosine between the embeddings
+before and after.
 
-Three sets of tensors are coded: weights of Linear layers; everything that birkhoff can code (those of convolutions and
-positional tables too); and, with birkhoff, everything by its default policy, where sensitive tensors get more bits.
-Birkhoff's rows are measured on files as `birkhoff compress` writes them, loaded and run by its own operators.
+Three sets of tensors are coded: weights of Linear layers; everything that birkhoff can code (those
+of convolutions and positional tables too); and, with birkhoff, everything by its default policy,
+where sensitive tensors get more bits. Birkhoff's rows are measured on files as `birkhoff compress`
+writes them, loaded and run by its own operators.
 """
 
 from __future__ import annotations
@@ -66,14 +68,20 @@ def baselines() -> Iterator[tuple[str, Format]]:
 def codable(model: nn.Module) -> dict[str, Coded]:
     """What birkhoff would code of a model."""
     plan, _ = decide(
-        tensors_of(model.state_dict(), "model"), bits=4, codec="shift", user_rules=[("*", 4)], skip=[]
+        tensors_of(model.state_dict(), "model"),
+        bits=4,
+        codec="shift",
+        user_rules=[("*", 4)],
+        skip=[],
     )
     return {item.tensor.name: item for item in plan if isinstance(item, Coded)}
 
 
 def linear_names(model: nn.Module) -> set[str]:
     """The weights of Linear layers."""
-    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {
+        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
 
 
 def by_birkhoff(model: nn.Module, build: Build, bits: int, which: str) -> tuple[Row, nn.Module]:
@@ -90,7 +98,9 @@ def by_birkhoff(model: nn.Module, build: Build, bits: int, which: str) -> tuple[
     return row | {"bits_per_weight": summary.bits_per_weight, "ratio": summary.ratio}, compressed
 
 
-def by_format(model: nn.Module, build: Build, name: str, run: Format, which: str) -> tuple[Row, nn.Module]:
+def by_format(
+    model: nn.Module, build: Build, name: str, run: Format, which: str
+) -> tuple[Row, nn.Module]:
     """A model whose weights went through a format; everything else is rounded to float16."""
     chosen = codable(model)
     if which == "Linear":
@@ -117,7 +127,9 @@ def by_format(model: nn.Module, build: Build, name: str, run: Format, which: str
     return row | {"ratio": 32 * (coded + other) / (coded_bits + 16 * other)}, changed.eval()
 
 
-def compressed_models(model: nn.Module, build: Build, quick: bool) -> Iterator[tuple[Row, nn.Module]]:
+def compressed_models(
+    model: nn.Module, build: Build, quick: bool
+) -> Iterator[tuple[Row, nn.Module]]:
     """The model in every format and set."""
     for which in SETS[2:] if quick else SETS:
         for bits in (3, 4) if quick else BITS:
@@ -131,7 +143,9 @@ def compressed_models(model: nn.Module, build: Build, quick: bool) -> Iterator[t
 def held_out(count: int) -> Prompted:
     """The held-out scenes with their prompts."""
     scenes = [draw_scene(HELD_OUT + i) for i in range(count)]
-    return prompt_scenes(np.stack([s.image for s in scenes]), np.stack([s.labels for s in scenes]), MIN_AREA)
+    return prompt_scenes(
+        np.stack([s.image for s in scenes]), np.stack([s.labels for s in scenes]), MIN_AREA
+    )
 
 
 def masks_row(masks: dict[Mode, Any], scenes: Prompted, original: dict[Mode, Any] | None) -> Row:
@@ -158,15 +172,26 @@ def segment_anything(folder: Path | None, quick: bool) -> list[Row]:
     for row, compressed in compressed_models(model, lambda: SamModel(model.config).eval(), quick):
         start = time.perf_counter()
         row |= masks_row(predict_masks(compressed, scenes), scenes, original)
-        print(f"{row['format']}, {row['set']}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+        print(
+            f"{row['format']}, {row['set']}: {time.perf_counter() - start:.0f} s", file=sys.stderr
+        )
         rows.append(row)
     return rows
 
 
-SUBJECTS = ["The old fisherman", "A young engineer", "My neighbour's cat", "The committee", "Nobody in the village"]
+SUBJECTS = [
+    "The old fisherman",
+    "A young engineer",
+    "My neighbour's cat",
+    "The committee",
+    "Nobody in the village",
+]
 SUBJECTS += ["The orchestra", "An honest lawyer", "The last train"]
 PREDICATES = ["repaired the bridge before winter came", "never agreed to the terms of the contract"]
-PREDICATES += ["was seen near the harbour at midnight", "published a paper on the growth of crystals"]
+PREDICATES += [
+    "was seen near the harbour at midnight",
+    "published a paper on the growth of crystals",
+]
 PREDICATES += ["refused to leave without an explanation", "won the race by less than a second"]
 PREDICATES += ["learned to play the violin in a year", "sold everything and moved to the mountains"]
 
@@ -193,7 +218,9 @@ def minilm(quick: bool) -> list[Row]:
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     original = embeddings(model)
     rows = []
-    for row, compressed in compressed_models(model, lambda: AutoModel.from_config(config).eval(), quick):
+    for row, compressed in compressed_models(
+        model, lambda: AutoModel.from_config(config).eval(), quick
+    ):
         row["fidelity"] = float((embeddings(compressed) * original).sum(1).mean())
         rows.append(row)
     return rows
@@ -202,7 +229,13 @@ def minilm(quick: bool) -> list[Row]:
 def table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     measures = [key for key in rows[-1] if key not in ("format", "set", "bits_per_weight", "ratio")]
-    heads = ["format", "coded", "bits/weight", "ratio", *(key.replace("_", " ") for key in measures)]
+    heads = [
+        "format",
+        "coded",
+        "bits/weight",
+        "ratio",
+        *(key.replace("_", " ") for key in measures),
+    ]
     lines = [f"| {' | '.join(heads)} |", "|---|---|" + "--:|" * (len(heads) - 2)]
     for row in rows:
         cells = [row["format"], row["set"], f"{row['bits_per_weight']:.2f}", f"{row['ratio']:.2f}"]
@@ -212,8 +245,12 @@ def table(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, nargs="?", help="folder of the trained SAM (default: the shipped one)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "model", type=Path, nargs="?", help="folder of the trained SAM (default: the shipped one)"
+    )
     parser.add_argument("--quick", action="store_true", help="40 scenes and few formats")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

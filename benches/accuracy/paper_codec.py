@@ -1,14 +1,16 @@
-"""The codec of the paper as published (Compress Any Segment Anything Model, arXiv 2507.08765), as a baseline.
+"""The codec of the paper as published, as a baseline.
 
-Written from its description. Two weights are a point of the plane, and a code is the place theta on a trajectory of
-`POINTS` points that winds through a square of side `BOX` round the mean of the tensor, 40 levels a weight. Points
-outside of the square fall into at most `RINGS` rings round it, equally wide up to the farthest weight; a point of ring
-m is scaled into the square and back. A code is theta + POINTS * m, and all codes of a tensor have as many bits as the
-largest one needs.
+Written from its description in *Compress Any Segment Anything Model* (arXiv 2507.08765). Two
+weights are a point of the plane, and a code is the place theta on a trajectory of `POINTS` points
+that winds through a square of side `BOX` round the mean of the tensor, 40 levels a weight. Points
+outside of the square fall into at most `RINGS` rings round it, equally wide up to the farthest
+weight; a point of ring m is scaled into the square and back. A code is theta + POINTS * m, and all
+codes of a tensor have as many bits as the largest one needs.
 
-What the description leaves open is decided here: there are as many rings as half the box fits into the distance
-between the square and the farthest weight, up to `RINGS`; distance is the larger of both coordinates; the centre of the
-trajectory is the centre of the square. An odd weight at the end is paired with the mean.
+What the description leaves open is decided here: there are as many rings as half the box fits into
+the distance between the square and the farthest weight, up to `RINGS`; distance is the larger of
+both coordinates; the centre of the trajectory is the centre of the square. An odd weight at the end
+is paired with the mean.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ RINGS = 3
 
 
 def trajectory(theta: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The points theta * (1 / POINTS, 1 / LEVELS) mod 1, moved to be symmetric about the origin: (..., 2)."""
+    """The points theta * (1 / POINTS, 1 / LEVELS) mod 1, moved to be symmetric about the origin:
+    (..., 2)."""
     first = theta / POINTS % 1 - (POINTS - 1) / (2 * POINTS)
     second = theta % LEVELS / LEVELS - (LEVELS - 1) / (2 * LEVELS)
     return np.stack([first, second], -1)
@@ -40,7 +43,11 @@ def nearest_theta(points: NDArray[np.float64]) -> NDArray[np.int64]:
     theta = np.zeros(len(points), np.int64)
     for offset in (-1, 0, 1):  # the trajectory rises by one level over a whole row of points
         r = np.clip(row + offset, 0, LEVELS - 1)
-        q = np.clip(np.round(((points[:, 0] + (POINTS - 1) / (2 * POINTS)) * POINTS - r) / LEVELS), 0, LEVELS - 1)
+        q = np.clip(
+            np.round(((points[:, 0] + (POINTS - 1) / (2 * POINTS)) * POINTS - r) / LEVELS),
+            0,
+            LEVELS - 1,
+        )
         candidate = (q * LEVELS + r).astype(np.int64)
         distance = ((trajectory(candidate) - points) ** 2).sum(1)
         theta = np.where(distance < best, candidate, theta)

@@ -1,9 +1,10 @@
-"""Procedurally drawn scenes with exact visible masks: what the small SAM is trained and measured on.
+"""Procedurally drawn scenes with exact visible masks.
 
-A scene is 128 x 128 RGB with 3 to 8 shapes (ellipse, polygon, star, letter, ring), each filled with a colour, a
-gradient or a pattern, drawn over one another, with noise on top. Beside the picture stands the label map: 0 where the
-background shows, k where the k-th shape shows. Scene number n is a function of n alone: training takes the numbers
-from 0 up, everything held out takes them from `HELD_OUT` up, and the two ranges never meet.
+A scene is 128 x 128 RGB with 3 to 8 shapes (ellipse, polygon, star, letter, ring), each filled with
+a colour, a gradient or a pattern, drawn over one another, with noise on top. Beside the picture
+stands the label map: 0 where the background shows, k where the k-th shape shows. Scene number n is
+a function of n alone: training takes the numbers from 0 up, everything held out takes them from
+`HELD_OUT` up, and the two ranges never meet.
 """
 
 from __future__ import annotations
@@ -49,23 +50,31 @@ def _shape(rng: np.random.Generator) -> FloatArray:
     radius = math.exp(rng.uniform(math.log(10), math.log(46))) * SUPERSAMPLING
     cx, cy = rng.uniform(0.06, 0.94, 2) * side
     angle = rng.uniform(0, 2 * math.pi)
-    kind = rng.choice(["ellipse", "polygon", "star", "letter", "ring"], p=[0.25, 0.3, 0.15, 0.15, 0.15])
+    kind = rng.choice(
+        ["ellipse", "polygon", "star", "letter", "ring"], p=[0.25, 0.3, 0.15, 0.15, 0.15]
+    )
 
     def outline(radii: FloatArray, turns: FloatArray, stretch: float) -> list[tuple[float, float]]:
         x, y = radii * np.cos(turns), radii * np.sin(turns) * stretch
         cos, sin = math.cos(angle), math.sin(angle)
-        return list(zip((cx + x * cos - y * sin).tolist(), (cy + x * sin + y * cos).tolist(), strict=True))
+        return list(
+            zip((cx + x * cos - y * sin).tolist(), (cy + x * sin + y * cos).tolist(), strict=True)
+        )
 
     if kind in ("ellipse", "ring"):
         turns = np.linspace(0, 2 * math.pi, 64, endpoint=False)
         stretch = rng.uniform(0.4, 1.0) if kind == "ellipse" else rng.uniform(0.6, 1.0)
         draw.polygon(outline(np.full(64, radius), turns, stretch), fill=255)
         if kind == "ring":
-            draw.polygon(outline(np.full(64, radius * rng.uniform(0.4, 0.7)), turns, stretch), fill=0)
+            draw.polygon(
+                outline(np.full(64, radius * rng.uniform(0.4, 0.7)), turns, stretch), fill=0
+            )
     elif kind == "polygon":
         corners = int(rng.integers(3, 8))
         turns = (np.arange(corners) + rng.uniform(-0.3, 0.3, corners)) * (2 * math.pi / corners)
-        draw.polygon(outline(radius * rng.uniform(0.7, 1.2, corners), turns, rng.uniform(0.5, 1.0)), fill=255)
+        draw.polygon(
+            outline(radius * rng.uniform(0.7, 1.2, corners), turns, rng.uniform(0.5, 1.0)), fill=255
+        )
     elif kind == "star":
         points = int(rng.integers(4, 8))
         radii = np.where(np.arange(2 * points) % 2 == 0, 1.15, rng.uniform(0.4, 0.65)) * radius
@@ -74,16 +83,22 @@ def _shape(rng: np.random.Generator) -> FloatArray:
         size = 8 * max(2, round(2.2 * radius / 8))
         font = _FONTS.setdefault(size, ImageFont.load_default(size))
         letter = LETTERS[int(rng.integers(len(LETTERS)))]
-        draw.text((cx, cy), letter, fill=255, font=font, anchor="mm", stroke_width=max(1, size // 20))
+        draw.text(
+            (cx, cy), letter, fill=255, font=font, anchor="mm", stroke_width=max(1, size // 20)
+        )
         if rng.random() < 0.5:
-            canvas = canvas.rotate(math.degrees(rng.uniform(-0.6, 0.6)), Image.Resampling.NEAREST, center=(cx, cy))
+            canvas = canvas.rotate(
+                math.degrees(rng.uniform(-0.6, 0.6)), Image.Resampling.NEAREST, center=(cx, cy)
+            )
     covered = np.asarray(canvas, np.float32).reshape(SIZE, SUPERSAMPLING, SIZE, SUPERSAMPLING)
     return covered.mean((1, 3)) / 255
 
 
 def _fill(rng: np.random.Generator, colour: FloatArray) -> FloatArray:
     """A fill about `colour`, (SIZE, SIZE, 3) or broadcastable to it."""
-    kind = rng.choice(["plain", "gradient", "stripes", "checks", "dots"], p=[0.4, 0.3, 0.12, 0.09, 0.09])
+    kind = rng.choice(
+        ["plain", "gradient", "stripes", "checks", "dots"], p=[0.4, 0.3, 0.12, 0.09, 0.09]
+    )
     if kind == "plain":
         return colour[None, None, :]
     other = np.clip(colour + rng.uniform(-0.3, 0.3, 3), 0, 1).astype(np.float32)
@@ -108,8 +123,12 @@ def draw_scene(number: int) -> Scene:
     colours = [rng.uniform(0, 1, 3).astype(np.float32)]
     image = np.broadcast_to(_fill(rng, colours[0]), (SIZE, SIZE, 3)).astype(np.float32)
     if rng.random() < 0.5:  # a background of smooth blotches
-        blotches = Image.fromarray((rng.random((8, 8, 3)) * 255).astype(np.uint8)).resize((SIZE, SIZE), 3)
-        image = image + (np.asarray(blotches, np.float32) / 255 - 0.5) * np.float32(rng.uniform(0.1, 0.5))
+        blotches = Image.fromarray((rng.random((8, 8, 3)) * 255).astype(np.uint8)).resize(
+            (SIZE, SIZE), 3
+        )
+        image = image + (np.asarray(blotches, np.float32) / 255 - 0.5) * np.float32(
+            rng.uniform(0.1, 0.5)
+        )
     labels = np.zeros((SIZE, SIZE), np.uint8)
     for k in range(1, int(rng.integers(3, 9)) + 1):
         coverage = _shape(rng)
@@ -133,7 +152,8 @@ def box_of(mask: BoolArray) -> tuple[int, int, int, int]:
 
 
 def inner_point(mask: BoolArray) -> tuple[int, int]:
-    """The pixel x, y of a mask that lies farthest from its border (by erosion with a 3 x 3 cross, first in raster order)."""
+    """The pixel x, y of a mask that lies farthest from its border (by erosion with a 3 x 3 cross,
+    first in raster order)."""
     remaining = np.pad(mask, 1)
     while True:
         eroded = remaining.copy()
@@ -149,8 +169,8 @@ def inner_point(mask: BoolArray) -> tuple[int, int]:
 
 
 def cached_scenes(first: int, count: int, folder: Path) -> tuple[UInt8Array, UInt8Array]:
-    """Images (count, SIZE, SIZE, 3) and label maps (count, SIZE, SIZE) of consecutive scenes, drawn once and kept in
-    `folder` as memory-mapped .npy files."""
+    """Images (count, SIZE, SIZE, 3) and label maps (count, SIZE, SIZE) of consecutive scenes, drawn
+    once and kept in `folder` as memory-mapped .npy files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"scenes-{first}-{count}-{what}.npy" for what in ("images", "labels")]
     if not all(path.exists() for path in paths):

@@ -28,8 +28,9 @@ class Prompted(NamedTuple):
 
 
 def prompt_scenes(images: UInt8Array, labels: UInt8Array, min_area: int, seed: int = 0) -> Prompted:
-    """`PROMPTS` shapes of each scene, drawn by `seed`, of those with at least `min_area` visible pixels; the point is
-    the one farthest from the border of the visible mask. Scenes without such a shape are left out."""
+    """`PROMPTS` shapes of each scene, drawn by `seed`, of those with at least `min_area` visible
+    pixels; the point is the one farthest from the border of the visible mask. Scenes without such a
+    shape are left out."""
     rng = np.random.default_rng(seed)
     kept, masks = [], []
     for i, label_map in enumerate(labels):
@@ -54,18 +55,28 @@ def pixel_values(images: UInt8Array) -> Tensor:
 
 @torch.no_grad()
 def predict_masks(model: Any, scenes: Prompted, batch: int = 10) -> dict[Mode, BoolArray]:
-    """The single mask (`multimask_output=False`) for every point and every box, each (n, PROMPTS, SIZE, SIZE)."""
+    """The single mask (`multimask_output=False`) for every point and every box, each (n, PROMPTS,
+    SIZE, SIZE)."""
     found: dict[Mode, list[BoolArray]] = {"point": [], "box": []}
     for start in range(0, len(scenes.images), batch):
         part = slice(start, start + batch)
         embeddings = model.get_image_embeddings(pixel_values(scenes.images[part]))
         points = torch.from_numpy(scenes.points[part])[:, :, None]
         prompts: dict[Mode, dict[str, Tensor]] = {
-            "point": {"input_points": points, "input_labels": torch.ones(points.shape[:3], dtype=torch.int64)},
+            "point": {
+                "input_points": points,
+                "input_labels": torch.ones(points.shape[:3], dtype=torch.int64),
+            },
             "box": {"input_boxes": torch.from_numpy(scenes.boxes[part])},
         }
         for mode, prompt in prompts.items():
-            logits = model(image_embeddings=embeddings, multimask_output=False, **prompt).pred_masks[:, :, 0].float()
-            full = functional.interpolate(logits, (SIZE, SIZE), mode="bilinear", align_corners=False)
+            logits = (
+                model(image_embeddings=embeddings, multimask_output=False, **prompt)
+                .pred_masks[:, :, 0]
+                .float()
+            )
+            full = functional.interpolate(
+                logits, (SIZE, SIZE), mode="bilinear", align_corners=False
+            )
             found[mode].append((full > 0).numpy())
     return {mode: np.concatenate(masks) for mode, masks in found.items()}

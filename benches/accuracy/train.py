@@ -1,11 +1,12 @@
-"""Trains a small transformers `SamModel` on procedurally drawn scenes, until it segments held-out ones well.
+"""Trains a small transformers `SamModel` on procedurally drawn scenes.
 
     python benches/accuracy/train.py --out build/toy-sam --minutes 55 --workers 2
 
-3.7 M parameters, 128 x 128 pixels, patch 8. Hidden matrices are trained by Muon, everything else by AdamW, both under
-one cosine schedule over --minutes (or over --steps, which repeats a run exactly). Each worker is a process with one
-thread that takes its share of the images of a step. A run that was stopped goes on from the last checkpoint in --out.
-The result is `save_pretrained` of the model in fp32 and `training.json` with its accuracy on held-out scenes.
+3.7 M parameters, 128 x 128 pixels, patch 8. Hidden matrices are trained by Muon, everything else by
+AdamW, both under one cosine schedule over --minutes (or over --steps, which repeats a run exactly).
+Each worker is a process with one thread that takes its share of the images of a step. A run that
+was stopped goes on from the last checkpoint in --out. The result is `save_pretrained` of the model
+in fp32 and `training.json` with its accuracy on held-out scenes.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def build_model(seed: int) -> SamModel:
     )
     model = SamModel(config)
     with torch.no_grad():
-        # Transformers draws the Fourier frequencies with a deviation of hidden_size / 2, which no grid can resolve.
+        # Transformers draws the frequencies with a deviation of hidden_size / 2: no grid of
+        # patches resolves them.
         fourier = model.shared_image_embedding.positional_embedding
         fourier.copy_(torch.randn_like(fourier)).requires_grad_(False)
         # Tokens and pixels then begin by attending to equal positions.
@@ -80,12 +82,16 @@ def build_model(seed: int) -> SamModel:
     return model
 
 
-def decode(model: SamModel, embeddings: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-    """`model.mask_decoder`, returning all four masks (batch, prompts, 4, MASK_SIZE, MASK_SIZE) and their predicted
-    IoU: its own forward gives either the first or the other three."""
+def decode(
+    model: SamModel, embeddings: Tensor, sparse: Tensor, dense: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`model.mask_decoder`, returning all four masks (batch, prompts, 4, MASK_SIZE, MASK_SIZE) and
+    their predicted IoU: its own forward gives either the first or the other three."""
     decoder = model.mask_decoder
     batch, prompts = sparse.shape[:2]
-    outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).repeat(batch, prompts, 1, 1)
+    outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).repeat(
+        batch, prompts, 1, 1
+    )
     positions = model.get_image_wide_positional_embeddings().repeat(batch * prompts, 1, 1, 1)
     tokens, pixels = decoder.transformer(
         point_embeddings=torch.cat([outputs, sparse], dim=2),
@@ -95,20 +101,29 @@ def decode(model: SamModel, embeddings: Tensor, sparse: Tensor, dense: Tensor) -
     )
     pixels = pixels.transpose(2, 3).reshape(batch * prompts, -1, *embeddings.shape[2:])
     pixels = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(pixels)))
-    pixels = decoder.activation(decoder.upscale_conv2(pixels)).flatten(2).unflatten(0, (batch, prompts))
-    weights = torch.stack([mlp(tokens[:, :, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], 2)
+    pixels = (
+        decoder.activation(decoder.upscale_conv2(pixels)).flatten(2).unflatten(0, (batch, prompts))
+    )
+    weights = torch.stack(
+        [mlp(tokens[:, :, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], 2
+    )
     masks = (weights @ pixels).unflatten(-1, (MASK_SIZE, MASK_SIZE))
     return masks.float(), decoder.iou_prediction_head(tokens[:, :, 0]).float()
 
 
-def forward(model: SamModel, pixels: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+def forward(
+    model: SamModel, pixels: Tensor, sparse: Tensor, dense: Tensor
+) -> tuple[Tensor, Tensor]:
     """Masks and predicted IoU, as from `decode`, in bfloat16 where autocast allows it."""
     with torch.autocast("cpu", torch.bfloat16):
         return decode(model, model.vision_encoder(pixels)[0], sparse, dense)
 
 
-def augment(rng: np.random.Generator, image: UInt8Array, labels: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
-    """One of the eight turns and reflections, the colour channels permuted, each with its own gain."""
+def augment(
+    rng: np.random.Generator, image: UInt8Array, labels: UInt8Array
+) -> tuple[UInt8Array, UInt8Array]:
+    """One of the eight turns and reflections, the colour channels permuted, each with its own
+    gain."""
     turns = int(rng.integers(4))
     image, labels = np.rot90(image, turns), np.rot90(labels, turns)
     if rng.random() < 0.5:
@@ -117,9 +132,12 @@ def augment(rng: np.random.Generator, image: UInt8Array, labels: UInt8Array) -> 
     return np.clip(gained, 0, 255).astype(np.uint8), labels
 
 
-def draw_prompts(rng: np.random.Generator, labels: UInt8Array) -> tuple[BoolArray, list[Any], list[Any]]:
-    """Masks (POINTS + BOXES, SIZE, SIZE) of shapes of one scene, small ones more often, with POINTS points anywhere in
-    the first and BOXES boxes, moved by up to a pixel or 5 %, round the others."""
+def draw_prompts(
+    rng: np.random.Generator, labels: UInt8Array
+) -> tuple[BoolArray, list[Any], list[Any]]:
+    """Masks (POINTS + BOXES, SIZE, SIZE) of shapes of one scene, small ones more often, with POINTS
+    points anywhere in the first and BOXES boxes, moved by up to a pixel or 5 %, round the
+    others."""
     areas = np.bincount(labels.ravel(), minlength=2).astype(np.float64)
     areas[0] = 0
     odds = np.where(areas >= MIN_AREA, np.maximum(areas, 1) ** -0.35, 0)
@@ -148,15 +166,18 @@ def training_loss(
     labels: UInt8Array,
     progress: float,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of one batch of scenes (n, SIZE, SIZE) and the mean IoU of the first mask, per prompt kind."""
+    """The loss of one batch of scenes (n, SIZE, SIZE) and the mean IoU of the first mask, per
+    prompt kind."""
     batch = [augment(rng, *scene) for scene in zip(images, labels, strict=True)]
     prompts = [draw_prompts(rng, label_map) for _, label_map in batch]
     coverage = torch.from_numpy(np.stack([masks for masks, _, _ in prompts])).float()
-    target = functional.avg_pool2d(coverage, 2)[:, :, None]  # (n, prompts, 1, MASK_SIZE, MASK_SIZE), in 0..1
+    target = functional.avg_pool2d(coverage, 2)[
+        :, :, None
+    ]  # (n, prompts, 1, MASK_SIZE, MASK_SIZE), in 0..1
     points = torch.tensor(np.array([points for _, points, _ in prompts]), dtype=torch.float32)
     boxes = torch.tensor(np.array([boxes for _, _, boxes in prompts]), dtype=torch.float32)
 
-    # Outside of autocast: the Fourier encoding of a position needs more than the 8 bits of bfloat16.
+    # Outside of autocast: the encoding of a position needs more than the 8 bits of bfloat16.
     encode = model.prompt_encoder
     of_points, dense = encode(points, torch.ones(points.shape[:3], dtype=torch.int64), None, None)
     of_boxes, _ = encode(None, None, boxes, None)
@@ -164,13 +185,18 @@ def training_loss(
     pixels = pixel_values(np.stack([image for image, _ in batch]))
     logits, predicted_iou = forward_of_step(model, pixels, sparse, dense)
 
-    pixelwise = functional.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
+    pixelwise = functional.binary_cross_entropy_with_logits(
+        logits, target.expand_as(logits), reduction="none"
+    )
     share = target.mean((3, 4), keepdim=True)
     balanced = (pixelwise * (target / (2 * share) + (1 - target) / (2 * (1 - share)))).mean((3, 4))
     balance = max(0.0, 1 - 4 * progress)
     cross_entropy = balance * balanced + (1 - balance) * pixelwise.mean((3, 4))
     probability = logits.sigmoid()
-    overlap, total = (probability * target).sum((3, 4)), probability.sum((3, 4)) + target.sum((3, 4))
+    overlap, total = (
+        (probability * target).sum((3, 4)),
+        probability.sum((3, 4)) + target.sum((3, 4)),
+    )
     dice = 1 - (2 * overlap + 1) / (total + 1)
     per_mask = 2 * cross_entropy + dice  # (n, prompts, 4)
 
@@ -182,19 +208,30 @@ def training_loss(
     return loss, torch.stack([iou[:, :POINTS, 0].mean(), iou[:, POINTS:, 0].mean()])
 
 
-def build_optimizers(model: SamModel, learning_rate: float, adamw_only: bool) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of hidden layers, AdamW for the rest (embeddings, convolutions, biases, norms)."""
+def build_optimizers(
+    model: SamModel, learning_rate: float, adamw_only: bool
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of hidden layers, AdamW for the rest (embeddings, convolutions, biases,
+    norms)."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     layers = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    hidden = [] if adamw_only else [p for name, p in trained.items() if name.removesuffix(".weight") in layers]
+    hidden = (
+        []
+        if adamw_only
+        else [p for name, p in trained.items() if name.removesuffix(".weight") in layers]
+    )
     chosen = {id(p) for p in hidden}
     others = [p for p in trained.values() if id(p) not in chosen]
     decayed, free = [p for p in others if p.ndim > 1], [p for p in others if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": free, "weight_decay": 0.0}]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
+    ]
     if hidden:
         optimizers.append(
-            torch.optim.Muon(hidden, lr=2 * learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+            torch.optim.Muon(
+                hidden, lr=2 * learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
+            )
         )
     return optimizers
 
@@ -218,7 +255,9 @@ def average_over_workers(parameters: list[nn.Parameter], extra: list[float]) -> 
     flat = torch.cat([g.flatten() for g in gradients] + [torch.tensor(extra)])
     torch.distributed.all_reduce(flat)
     flat /= torch.distributed.get_world_size()
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients] + [len(extra)]), strict=False):
+    for gradient, part in zip(
+        gradients, flat.split([g.numel() for g in gradients] + [len(extra)]), strict=False
+    ):
         gradient.copy_(part.view_as(gradient))
     return [float(x) for x in flat[-len(extra) :]]
 
@@ -228,7 +267,9 @@ def train(rank: int, options: argparse.Namespace, port: int) -> None:
     torch.set_num_threads(options.threads)
     if options.workers > 1:
         address = f"tcp://127.0.0.1:{port}"
-        torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=options.workers)
+        torch.distributed.init_process_group(
+            "gloo", init_method=address, rank=rank, world_size=options.workers
+        )
     images, labels = cached_scenes(0, options.scenes, options.cache)
     held_out = prompt_scenes(*cached_scenes(HELD_OUT, 300, options.cache), MIN_AREA)
     a_fifth = Prompted(*(array[::5] for array in held_out))
@@ -253,7 +294,9 @@ def train(rank: int, options: argparse.Namespace, port: int) -> None:
         progress = step / options.steps if options.steps else seconds / (60 * options.minutes)
         rng = np.random.default_rng([options.seed, step, rank])
         mine = rng.integers(options.scenes, size=IMAGES // options.workers)
-        loss, iou = training_loss(forward_of_step, model, rng, images[mine], labels[mine], min(progress, 1))
+        loss, iou = training_loss(
+            forward_of_step, model, rng, images[mine], labels[mine], min(progress, 1)
+        )
         loss.backward()
         report = [progress, float(loss.detach()), *iou.tolist()]
         if options.workers > 1:
@@ -277,7 +320,11 @@ def train(rank: int, options: argparse.Namespace, port: int) -> None:
             print(words.format(step, (before + now - started) / 60, *averages), flush=True)
         if now - checkpointed > CHECKPOINT_SECONDS:
             checkpointed = now
-            saved = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}
+            saved = {
+                "model": model.state_dict(),
+                "optimizers": [o.state_dict() for o in optimizers],
+                "step": step,
+            }
             torch.save(saved | {"seconds": before + now - started}, checkpoint.with_suffix(".new"))
             checkpoint.with_suffix(".new").rename(checkpoint)
         if now - evaluated > EVALUATION_SECONDS and progress < 1:
@@ -293,16 +340,24 @@ def train(rank: int, options: argparse.Namespace, port: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and the trained model")
-    parser.add_argument("--cache", type=Path, help="folder for the drawn scenes (default: OUT/scenes)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the checkpoint and the trained model"
+    )
+    parser.add_argument(
+        "--cache", type=Path, help="folder for the drawn scenes (default: OUT/scenes)"
+    )
     parser.add_argument("--minutes", type=float, default=55, help="length of the training")
     parser.add_argument("--steps", type=int, help="length in steps instead of minutes")
     parser.add_argument("--scenes", type=int, default=24000, help="how many scenes to train on")
     parser.add_argument("--workers", type=int, default=1, choices=[1, 2, 4, 8], help="processes")
     parser.add_argument("--threads", type=int, default=1, help="threads of each worker")
     parser.add_argument("--learning-rate", type=float, default=8e-4)
-    parser.add_argument("--compile", action="store_true", help="torch.compile: a third faster, needs a C++ compiler")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile: a third faster, needs a C++ compiler"
+    )
     parser.add_argument("--adamw", action="store_true", help="no Muon")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -27,7 +27,7 @@ from birkhoff.summary import Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from transformers import SamModel
+    from torch import nn
 
 #: The model (``config.json`` and ``model.safetensors``) and ``scenes.npz``.
 SAMPLE = Path(__file__).parent / "sample"
@@ -58,12 +58,12 @@ class Segmented:
         return float(np.mean(iou(self.compressed, self.original)))
 
 
-def load_original() -> SamModel:
+def load_original() -> nn.Module:
     """The small trained SAM with its weights in float32, in eval mode."""
     from safetensors.torch import load_model
     from transformers import SamConfig, SamModel
 
-    model = SamModel(SamConfig.from_pretrained(SAMPLE))
+    model: nn.Module = SamModel(SamConfig.from_pretrained(SAMPLE))
     with tempfile.TemporaryDirectory(prefix="birkhoff-demo-") as folder:
         decoded = Path(folder) / "model.safetensors"
         decompress_file(SAMPLE / "model.safetensors", decoded)
@@ -151,7 +151,7 @@ def _photo() -> Path:
     return Path(get_data_path()) / "sample_data" / PHOTO
 
 
-def _compressed(original: SamModel, folder: Path, bits: int) -> tuple[Summary, SamModel]:
+def _compressed(original: Any, folder: Path, bits: int) -> tuple[Summary, nn.Module]:
     """The model by way of two files, as a user would compress it."""
     from safetensors.torch import save_model
     from transformers import SamModel
