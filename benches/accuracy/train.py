@@ -291,7 +291,7 @@ def train(rank: int, options: argparse.Namespace, port: int) -> None:
     averages, averaged = np.zeros(3), 0
     while progress < 1:
         seconds = before + time.monotonic() - started
-        progress = step / options.steps if options.steps else seconds / (60 * options.minutes)
+        progress = (step + 1) / options.steps if options.steps else seconds / (60 * options.minutes)
         rng = np.random.default_rng([options.seed, step, rank])
         mine = rng.integers(options.scenes, size=IMAGES // options.workers)
         loss, iou = training_loss(
