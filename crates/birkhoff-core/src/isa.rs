@@ -17,19 +17,23 @@ pub enum Isa {
     Portable,
     /// x86-64 with AVX2 and FMA.
     Avx2,
+    /// AVX2 with VNNI on 256 bits: AVX-VNNI (Alder Lake, Zen 5 and newer), or AVX-512 VL and VNNI
+    /// where VBMI is missing (Cascade Lake).
+    AvxVnni,
     /// x86-64 with AVX-512 F, BW, DQ, VL, VBMI, VBMI2 and VNNI (Ice Lake, Zen 4 and newer).
     Avx512,
 }
 
 impl Isa {
     /// Every instruction set, plainest first.
-    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512];
 
     /// The name that `BIRKHOFF_ISA` takes.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
         }
     }
@@ -43,6 +47,13 @@ impl Isa {
                 is_x86_feature_detected!("avx2")
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => {
+                Isa::Avx2.is_available()
+                    && (is_x86_feature_detected!("avxvnni")
+                        || is_x86_feature_detected!("avx512vl")
+                            && is_x86_feature_detected!("avx512vnni"))
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {

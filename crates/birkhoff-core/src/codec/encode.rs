@@ -269,7 +269,7 @@ impl StripEncoder {
         match self.options.isa {
             // SAFETY: the instruction set is available, as asserted.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { avx2(self, data, strip, parts) },
+            Isa::Avx2 | Isa::AvxVnni => unsafe { avx2(self, data, strip, parts) },
             // SAFETY: the instruction set is available, as asserted.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => unsafe { avx512(self, data, strip, parts) },

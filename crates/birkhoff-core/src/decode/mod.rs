@@ -29,12 +29,12 @@ pub fn blocks(isa: Isa, trajectory: Trajectory, strip: &[u8], first: usize, out:
         Isa::Portable => plain::blocks(trajectory, strip, first, out),
         // SAFETY: the CPU has the instruction set and the lengths fit, as checked above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::blocks(trajectory, strip, first, out) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::blocks(trajectory, strip, first, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { avx512::blocks(trajectory, 0, strip, first, out) },
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512 => unreachable!("not available"),
+        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 => unreachable!("not available"),
     }
 }
 

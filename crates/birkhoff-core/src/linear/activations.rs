@@ -21,7 +21,7 @@
 //! normal floats.
 
 use super::Precision;
-use crate::layout::BLOCK;
+use crate::layout::{BLOCK, GROUP};
 
 /// Largest fixed-point value.
 pub(super) fn range(precision: Precision) -> f32 {
@@ -99,6 +99,59 @@ pub(super) unsafe fn quantize_i16(x: &[f32], precision: Precision, planes: *mut 
                     planes[0][index] = values[column(index)] as i16;
                 }
             }
+        }
+    }
+    steps.scale
+}
+
+/// Quantises a token to planes of 8 bits, a digit each, highest first, and sums the integers of each
+/// group, times -128 (what unsigned weights, `w + 128`, add too much). With three planes, the first
+/// sum is of the integers without their lowest digit, and the second of that digit. Returns the
+/// scale.
+///
+/// # Safety
+/// `planes` must be writable for 32 values a block and plane, `sums` for two a group.
+#[inline(always)]
+pub(super) unsafe fn quantize_i8<const PLANES: usize>(
+    x: &[f32],
+    precision: Precision,
+    planes: *mut i8,
+    sums: *mut i32,
+) -> f32 {
+    let steps = Steps::new(largest_bits(x), precision);
+    for (group, x) in x.chunks(GROUP).enumerate() {
+        let (mut sum, mut low_sum) = (0i32, 0i32);
+        for (block, x) in x.chunks(BLOCK).enumerate() {
+            let mut values = [0i32; BLOCK];
+            for (value, x) in values.iter_mut().zip(x) {
+                *value = (x * steps.inverse).round_ties_even() as i32;
+            }
+            let block = group * (GROUP / BLOCK) + block;
+            // SAFETY: the caller says that so much is writable.
+            let planes = unsafe {
+                std::slice::from_raw_parts_mut(
+                    planes.add(block * PLANES * BLOCK).cast::<[i8; BLOCK]>(),
+                    PLANES,
+                )
+            };
+            for (index, plane) in planes.iter_mut().enumerate().rev() {
+                let digits = values.map(|value| value as i8);
+                *plane = std::array::from_fn(|index| digits[column(index)]);
+                if PLANES == 3 && index == 2 {
+                    low_sum += digits.iter().map(|&digit| i32::from(digit)).sum::<i32>();
+                }
+                if index == if PLANES == 3 { 1 } else { PLANES - 1 } {
+                    sum = sum.wrapping_add(values.iter().sum());
+                }
+                for (value, digit) in values.iter_mut().zip(digits) {
+                    *value = (*value - i32::from(digit)) >> 8;
+                }
+            }
+        }
+        // SAFETY: the caller says that the sums are writable.
+        unsafe {
+            *sums.add(2 * group) = sum.wrapping_mul(-128);
+            *sums.add(2 * group + 1) = low_sum.wrapping_mul(-128);
         }
     }
     steps.scale

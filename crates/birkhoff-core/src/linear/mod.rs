@@ -13,13 +13,15 @@
 //! | `panel` | kernels that decode to cache and multiply with many tokens |
 //! | `gemv` | kernels for a few tokens, that decode in registers |
 //! | `kernel` | what they ask of an instruction set |
-//! | `portable`, `avx2`, `avx512` | the instruction sets |
+//! | `portable`, `avx2`, `avxvnni`, `avx512` | the instruction sets |
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avxvnni;
 #[cfg(target_arch = "x86_64")]
 mod gemv;
 mod kernel;
@@ -156,9 +158,11 @@ pub fn linear(
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => schedule::run::<avx2::Avx2>(weight, &x, bias, &mut out, options),
         #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => avxvnni::run(weight, &x, bias, &mut out, options),
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => schedule::run::<avx512::Avx512>(weight, &x, bias, &mut out, options),
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512 => unreachable!("not available"),
+        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 => unreachable!("not available"),
     }
     Ok(())
 }

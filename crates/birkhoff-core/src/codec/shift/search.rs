@@ -226,7 +226,7 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => kernel!(avx512, 32, 2 3 4 5),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => kernel!(avx2, 16, 2 3 4 5 6),
+            Isa::Avx2 | Isa::AvxVnni => kernel!(avx2, 16, 2 3 4 5 6),
             _ => kernel!(portable, 16, 2 3 4 5 6),
         }
     }
