@@ -41,7 +41,9 @@ def load_pair(
     restored = load_original(original, architecture)
     if compressed.is_dir():
         return load_folder(compressed), restored
-    return load(compressed, builder(original, architecture)), restored
+    # As in transformers, what the model does not have is left out; what is missing is refused.
+    strict = not original.is_dir()
+    return load(compressed, builder(original, architecture), strict=strict), restored
 
 
 def load_original(path: Path, architecture: str | None = None) -> nn.Module:

@@ -270,7 +270,14 @@ def evaluate(
     if report is not None:
         check_output(report, overwrite=force)
     from birkhoff import evaluation
-    from birkhoff.architectures import load_pair
+    from birkhoff._core import BirkhoffError
+
+    try:
+        from birkhoff.architectures import load_pair
+    except ModuleNotFoundError as error:
+        raise BirkhoffError(
+            'this runs models, which takes torch; install it with `pip install "birkhoff[eval]"`'
+        ) from error
     from birkhoff.evaluation.report import check_installed
 
     if report is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from birkhoff import _core
+from birkhoff.allocation.choices import relative_noise
 from birkhoff.allocation.replay import Replay
 from birkhoff.arrays import tensor_bytes
 from birkhoff.dtypes import TORCH_DTYPES
@@ -87,8 +88,7 @@ def _decoded(tensor: Tensor, codec: str) -> tuple[Tensor, float]:
     matrix, distortion = _core.encode(
         tensor_bytes(tensor), dtype, rows, cols, bits=TRIAL_BITS, codec=codec
     )
-    noise = distortion.noise / distortion.signal if distortion.signal else 0.0
-    return torch.from_numpy(matrix.decode()).reshape(tensor.shape), noise
+    return torch.from_numpy(matrix.decode()).reshape(tensor.shape), relative_noise(distortion)
 
 
 def _change(reference: Iterable[Tensor], answers: Iterable[Tensor]) -> float:

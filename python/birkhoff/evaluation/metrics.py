@@ -11,6 +11,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from birkhoff._core import BirkhoffError
+
 #: The tolerance of the DAVIS benchmark, as a share of the image's diagonal.
 DAVIS_TOLERANCE = 0.008
 
@@ -50,6 +52,7 @@ def boundary_f(
     Raises:
         TypeError: A mask is not boolean.
         ValueError: The shapes do not fit each other, or the tolerance is negative.
+        BirkhoffError: scipy is not installed.
     """
     first, second = _broadcast(first, second)
     if not tolerance >= 0:
@@ -82,8 +85,12 @@ def _contour_f(first: NDArray[np.intp], second: NDArray[np.intp], distance: floa
 
 def _share_near(points: NDArray[np.intp], others: NDArray[np.intp], distance: float) -> float:
     """The share of the points that have one of the others within the distance."""
-    from scipy.spatial import cKDTree
-
+    try:
+        from scipy.spatial import cKDTree
+    except ModuleNotFoundError as error:
+        raise BirkhoffError(
+            'comparing contours takes scipy; install it with `pip install "birkhoff[eval]"`'
+        ) from error
     nearest, _ = cKDTree(others).query(points, distance_upper_bound=distance + 0.5)
     return float(np.mean(nearest <= distance))
 

@@ -123,7 +123,7 @@ def _histogram(ious: Sequence[float]) -> str:
     axes.set_xlabel("IoU between the two masks")
     axes.set_ylabel("prompts")
     axes.set_xlim(lowest, 1)
-    return _svg(figure)
+    return _svg(figure, "histogram")
 
 
 def _sqnr_plot(ratios: dict[str, float]) -> str:
@@ -134,7 +134,7 @@ def _sqnr_plot(ratios: dict[str, float]) -> str:
     axes.set_xlabel("coded tensor, in the order of the model")
     axes.set_ylabel("SQNR, dB")
     axes.grid(axis="y", color="#ddd")
-    return _svg(figure)
+    return _svg(figure, "sqnr")
 
 
 def _worst_layers(ratios: dict[str, float]) -> str:
@@ -149,11 +149,14 @@ def _new_figure() -> Figure:
     return figure
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure, name: str) -> str:
+    from matplotlib import rc_context
+
     buffer = io.StringIO()
-    # No date and no creator: the same evaluation gives the same file.
+    # No date, no creator, no random names: the same evaluation gives the same file.
     nothing: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    figure.savefig(buffer, format="svg", metadata=nothing)
+    with rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
@@ -172,7 +175,7 @@ def _example(example: Example) -> str:
         f"IoU {comparison.iou:.4f}, boundary F {comparison.boundary_f:.4f}, predicted IoU "
         f"{comparison.original_score:.3f} and {comparison.compressed_score:.3f}"
         + (", another mask is best" if comparison.best_changed else "")
-        + f"</figcaption><div class=row>{''.join(cells)}</div></figure>"
+        + f'</figcaption><div class="row">{"".join(cells)}</div></figure>'
     )
 
 
