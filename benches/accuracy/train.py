@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import SamConfig, SamModel
 
+from birkhoff.evaluation.metrics import iou
+
 IMAGES = 8  # a step, of all workers together
 POINTS = BOXES = 3  # prompts an image
 WARM_UP = 100  # steps
@@ -202,10 +204,10 @@ def training_loss(
 
     with torch.no_grad():
         found, wanted = logits > 0, target > 0.5
-        iou = (found & wanted).sum((3, 4)) / (found | wanted).sum((3, 4)).clamp(min=1)
+        true_iou = (found & wanted).sum((3, 4)) / (found | wanted).sum((3, 4)).clamp(min=1)
     loss = per_mask[:, :, 0].mean() + 0.25 * per_mask[:, :, 1:].min(2).values.mean()
-    loss = loss + 0.1 * functional.mse_loss(predicted_iou, iou)
-    return loss, torch.stack([iou[:, :POINTS, 0].mean(), iou[:, POINTS:, 0].mean()])
+    loss = loss + 0.1 * functional.mse_loss(predicted_iou, true_iou)
+    return loss, torch.stack([true_iou[:, :POINTS, 0].mean(), true_iou[:, POINTS:, 0].mean()])
 
 
 def build_optimizers(
@@ -241,10 +243,9 @@ def accuracy(model: SamModel, scenes: Prompted) -> dict[str, float]:
     model.eval()
     result = {}
     for mode, masks in predict_masks(model, scenes).items():
-        inter = (masks & scenes.masks).sum((2, 3))
-        iou = inter / np.maximum((masks | scenes.masks).sum((2, 3)), 1)
-        result[f"{mode}_miou"] = round(float(iou.mean()), 4)
-        result[f"{mode}_median_iou"] = round(float(np.median(iou)), 4)
+        overlaps = iou(masks, scenes.masks)
+        result[f"{mode}_miou"] = round(float(np.mean(overlaps)), 4)
+        result[f"{mode}_median_iou"] = round(float(np.median(overlaps)), 4)
     model.train()
     return result
 
@@ -294,11 +295,11 @@ def train(rank: int, options: argparse.Namespace, port: int) -> None:
         progress = (step + 1) / options.steps if options.steps else seconds / (60 * options.minutes)
         rng = np.random.default_rng([options.seed, step, rank])
         mine = rng.integers(options.scenes, size=IMAGES // options.workers)
-        loss, iou = training_loss(
+        loss, overlaps = training_loss(
             forward_of_step, model, rng, images[mine], labels[mine], min(progress, 1)
         )
         loss.backward()
-        report = [progress, float(loss.detach()), *iou.tolist()]
+        report = [progress, float(loss.detach()), *overlaps.tolist()]
         if options.workers > 1:
             report = average_over_workers(parameters, report)
         progress = report[0]
