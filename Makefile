@@ -17,8 +17,8 @@ $(BIN)/maturin:
 develop: $(BIN)/maturin ## Build the extension and install it with all that the tests need
 	$(BIN)/maturin develop --release --quiet --extras test,demo,packages
 
-demo: develop ## Compress, verify and decompress trained weights, without network
-	$(BIN)/birkhoff demo
+demo: develop ## Segment with a small model before and after compression, without network
+	$(BIN)/birkhoff demo --force
 
 test: test-rust test-python ## Run all tests
 

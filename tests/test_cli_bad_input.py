@@ -159,7 +159,6 @@ def test_a_missing_file(refused: Refused, tmp_path: Path, output: Path) -> None:
         ["inspect", missing],
         ["decompress", missing, "-o", output],
         ["verify", missing, "--against", missing],
-        ["demo", missing],
     ):
         message = refused(*arguments)
         assert "nowhere.pth" in message

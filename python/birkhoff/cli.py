@@ -321,25 +321,24 @@ def env(as_json: JsonOption = False) -> None:
 
 @app.command()
 def demo(
-    path: Annotated[
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The picture to write.")
+    ] = Path("birkhoff-demo.png"),
+    bits: Annotated[Bits, typer.Option(help="Bits a weight of the bulk.")] = "4",
+    image: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="PATH", help="A checkpoint; without it, a sentence encoder of the demo extra."
+        typer.Option(
+            metavar="FILE", help="A picture to segment besides the scenes, instead of a photo."
         ),
     ] = None,
-    bits: Annotated[Bits, typer.Option(help="Bits a weight of the bulk.")] = "4",
+    force: ForceOption = False,
 ) -> None:
-    """Compress, verify and decompress trained weights in a temporary folder, without network."""
-    from birkhoff.demo import demo_weights, run_demo
-    from birkhoff.display import console, progress_bar, show_summary
+    """Segment with a small model and with the same model compressed, and draw both."""
+    from birkhoff.demo import run_demo
+    from birkhoff.display import console, show_summary
 
-    with progress_bar("compressing") as progress:
-        verification = run_demo(
-            demo_weights() if path is None else path, bits=int(bits), progress=progress
-        )
-    show_summary(console(), verification.summary)
-    if not verification.ok:
-        _fail("; ".join(verification.problems), 1)
+    summary, _ = run_demo(output, bits=int(bits), image=image, overwrite=force)
+    show_summary(console(), summary)
 
 
 def _parse_rule(text: str) -> tuple[str, int]:
