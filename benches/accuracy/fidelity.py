@@ -9,10 +9,11 @@ value; the mean IoU of its masks with the shapes (mIoU) and with the masks of th
 (fidelity). MiniLM embeds 64 sentences; its fidelity is the mean cosine between the embeddings
 before and after.
 
-Three sets of tensors are coded: weights of Linear layers; everything that birkhoff can code (those
-of convolutions and positional tables too); and, with birkhoff, everything by its default policy,
-where sensitive tensors get more bits. Birkhoff's rows are measured on files as `birkhoff compress`
-writes them, loaded and run by its own operators.
+Two sets of tensors are coded: weights of Linear layers, and everything that birkhoff can code (those
+of convolutions and positional tables too). Birkhoff also codes everything by its default policy,
+where sensitive tensors get more bits, and with `--auto`, where each tensor's bits are chosen and the
+file is as large as by the policy. Birkhoff's rows are measured on files as `birkhoff compress` writes
+them, loaded and run by its own operators.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from rate_distortion import GROUP, nf4, round_to_nearest
 from weights import minilm_path
 
 SCENES = 300
-SETS = ("Linear", "everything", "default policy")
+SETS = ("Linear", "everything", "default policy", "--auto")
 BITS = (2, 3, 4, 5, 6)
 
 Row = dict[str, Any]
@@ -84,15 +85,17 @@ def linear_names(model: nn.Module) -> set[str]:
     }
 
 
-def by_birkhoff(model: nn.Module, build: Build, bits: int, which: str) -> tuple[Row, nn.Module]:
+def by_birkhoff(model: Any, build: Build, bits: int, which: str) -> tuple[Row, nn.Module]:
     """The model compressed into a file and loaded from it."""
-    rules = [("*", bits)] if which != "default policy" else []
+    rules = [("*", bits)] if which in SETS[:2] else []
     if which == "Linear":
         rules += [(name, 16) for name in codable(model) if name not in linear_names(model)]
     with tempfile.TemporaryDirectory() as folder:
-        source, output = Path(folder) / "model.pt", Path(folder) / "model.safetensors"
-        torch.save(model.state_dict(), source)
-        summary = birkhoff.compress_file(source, output, bits=bits, rules=rules)
+        source, output = Path(folder) / "original", Path(folder) / "model.safetensors"
+        model.save_pretrained(source)
+        summary = birkhoff.compress_file(
+            source, output, bits=bits, rules=rules, auto=which == "--auto"
+        )
         compressed = birkhoff.load(output, build)
     row = {"format": f"birkhoff {bits}", "set": which}
     return row | {"bits_per_weight": summary.bits_per_weight, "ratio": summary.ratio}, compressed
@@ -128,7 +131,7 @@ def by_format(
 
 
 def compressed_models(
-    model: nn.Module, build: Build, quick: bool
+    model: Any, build: Build, quick: bool
 ) -> Iterator[tuple[Row, nn.Module]]:
     """The model in every format and set."""
     for which in SETS[2:] if quick else SETS:
