@@ -21,6 +21,7 @@ pub mod container;
 pub mod decode;
 pub mod dtype;
 pub mod error;
+mod floats;
 pub mod isa;
 pub mod layout;
 pub mod linear;

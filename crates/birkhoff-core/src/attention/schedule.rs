@@ -7,10 +7,11 @@
 use std::cell::Cell;
 use std::marker::PhantomData;
 
-use super::kernel::{Kernel, LANES};
+use super::kernel::Kernel;
 use super::operand::Windows;
 use super::{AttentionOptions, Operands};
 use crate::dtype::Dtype;
+use crate::floats::LANES;
 use crate::linear::FloatsMut;
 use crate::scratch::Scratch;
 use crate::threads::team;

@@ -16,8 +16,9 @@
 //! Keys are multiplied with `scale log2(e)`, and tables with `log2(e)`. Sums are of fused
 //! multiply-adds in the order of channels or keys.
 
-use super::kernel::{Kernel, LANES};
+use super::kernel::Kernel;
 use super::schedule::{Call, KEYS, Task, Workspace};
+use crate::floats::{Floats, LANES};
 use crate::linear::write;
 
 /// Coefficients of `2^f = 1 + f (...)` for f in [-1/2, 1/2], highest power first: relative error 2e-9.
@@ -103,11 +104,11 @@ unsafe fn multiply<K: Kernel, const ROWS: usize, const VECTORS: usize>(
     unsafe {
         for i in 0..len {
             let b: [K::Float; VECTORS] =
-                std::array::from_fn(|v| K::load(b.add((i * VECTORS + v) * LANES)));
+                std::array::from_fn(|v| K::Float::load(b.add((i * VECTORS + v) * LANES)));
             for row in 0..ROWS {
-                let a = K::splat(*a.add(row * row_stride + i * step));
+                let a = K::Float::splat(*a.add(row * row_stride + i * step));
                 for v in 0..VECTORS {
-                    sums[row][v] = K::mul_add(a, b[v], sums[row][v]);
+                    sums[row][v] = K::Float::mul_add(a, b[v], sums[row][v]);
                 }
             }
         }
@@ -123,14 +124,14 @@ unsafe fn multiply<K: Kernel, const ROWS: usize, const VECTORS: usize>(
 unsafe fn exp2<K: Kernel>(x: K::Float) -> K::Float {
     // SAFETY: the caller says that the CPU has the instruction set.
     unsafe {
-        let whole = K::round(x);
-        let fraction = K::sub(x, whole);
-        let mut power = K::splat(EXP2[0]);
+        let whole = K::Float::round(x);
+        let fraction = K::Float::sub(x, whole);
+        let mut power = K::Float::splat(EXP2[0]);
         for coefficient in &EXP2[1..] {
-            power = K::mul_add(power, fraction, K::splat(*coefficient));
+            power = K::Float::mul_add(power, fraction, K::Float::splat(*coefficient));
         }
-        power = K::mul_add(power, fraction, K::splat(1.0));
-        K::scale_by_exp2(power, whole)
+        power = K::Float::mul_add(power, fraction, K::Float::splat(1.0));
+        K::Float::scale_by_exp2(power, whole)
     }
 }
 
@@ -171,12 +172,15 @@ unsafe fn start<K: Kernel, const ROWS: usize, const VECTORS: usize>(
         }
         for vector in 0..VECTORS {
             // Not infinite, so that differences of two are numbers.
-            K::store(K::splat(f32::MIN), workspace.largest.add(tile.first + vector * LANES));
-            K::store(K::splat(0.0), workspace.sums.add(tile.first + vector * LANES));
+            K::Float::store(
+                K::Float::splat(f32::MIN),
+                workspace.largest.add(tile.first + vector * LANES),
+            );
+            K::Float::store(K::Float::splat(0.0), workspace.sums.add(tile.first + vector * LANES));
         }
         let outputs = workspace.outputs.add(tile.first * call.padded_dim);
         for vector in 0..call.padded_dim * VECTORS {
-            K::store(K::splat(0.0), outputs.add(vector * LANES));
+            K::Float::store(K::Float::splat(0.0), outputs.add(vector * LANES));
         }
     }
 }
@@ -210,7 +214,7 @@ unsafe fn bias<K: Kernel, const ROWS: usize, const VECTORS: usize>(
             let first = positions.iter().copied().fold(usize::MAX, usize::min);
             let last = positions.iter().copied().fold(0, usize::max) + size - 1;
             for row in (first..=last).step_by(ROWS) {
-                let sums = [[K::splat(0.0); VECTORS]; ROWS];
+                let sums = [[K::Float::splat(0.0); VECTORS]; ROWS];
                 let rows = tables[axis].row(row, call.head_dim);
                 let strides = (call.head_dim, 1);
                 let sums =
@@ -240,7 +244,7 @@ unsafe fn store_rows<K: Kernel, const ROWS: usize, const VECTORS: usize>(
     for (row, vectors) in rows.iter().enumerate() {
         for (v, vector) in vectors.iter().enumerate() {
             // SAFETY: the caller says that it is writable.
-            unsafe { K::store(*vector, to.add((row * VECTORS + v) * LANES)) }
+            unsafe { K::Float::store(*vector, to.add((row * VECTORS + v) * LANES)) }
         }
     }
 }
@@ -317,10 +321,10 @@ unsafe fn block<K: Kernel, const ROWS: usize, const VECTORS: usize>(
     let [height, width] = call.windows.keys.window;
     // SAFETY: the caller says that all this is in the workspace.
     unsafe {
-        let zeros = [K::splat(0.0); VECTORS];
+        let zeros = [K::Float::splat(0.0); VECTORS];
         let queries = workspace.queries.add(tile.first * call.head_dim);
         let before: [K::Float; VECTORS] =
-            std::array::from_fn(|v| K::load(workspace.largest.add(tile.first + v * LANES)));
+            std::array::from_fn(|v| K::Float::load(workspace.largest.add(tile.first + v * LANES)));
         let mut largest = before;
         for first in (0..len).step_by(ROWS) {
             let mut scores = [zeros; ROWS];
@@ -330,9 +334,9 @@ unsafe fn block<K: Kernel, const ROWS: usize, const VECTORS: usize>(
                 for row in 0..ROWS {
                     let [y, x] = *workspace.places.add(first + row);
                     for v in 0..VECTORS {
-                        scores[row][v] = K::add(
-                            K::load(bias_height.add(y as usize * lanes + v * LANES)),
-                            K::load(bias_width.add(x as usize * lanes + v * LANES)),
+                        scores[row][v] = K::Float::add(
+                            K::Float::load(bias_height.add(y as usize * lanes + v * LANES)),
+                            K::Float::load(bias_width.add(x as usize * lanes + v * LANES)),
                         );
                     }
                 }
@@ -344,25 +348,25 @@ unsafe fn block<K: Kernel, const ROWS: usize, const VECTORS: usize>(
             store_rows::<K, ROWS, VECTORS>(&scores, workspace.scores.add(first * lanes));
             for row in 0..ROWS.min(len - first) {
                 for v in 0..VECTORS {
-                    largest[v] = K::max(largest[v], scores[row][v]);
+                    largest[v] = K::Float::max(largest[v], scores[row][v]);
                 }
             }
         }
         let fade: [K::Float; VECTORS] =
-            std::array::from_fn(|v| exp2::<K>(K::sub(before[v], largest[v])));
+            std::array::from_fn(|v| exp2::<K>(K::Float::sub(before[v], largest[v])));
         let mut sums = zeros;
         for key in 0..len {
             for v in 0..VECTORS {
                 let score = workspace.scores.add((key * VECTORS + v) * LANES);
-                let power = exp2::<K>(K::sub(K::load(score), largest[v]));
-                K::store(power, score);
-                sums[v] = K::add(sums[v], power);
+                let power = exp2::<K>(K::Float::sub(K::Float::load(score), largest[v]));
+                K::Float::store(power, score);
+                sums[v] = K::Float::add(sums[v], power);
             }
         }
         for v in 0..VECTORS {
-            K::store(largest[v], workspace.largest.add(tile.first + v * LANES));
+            K::Float::store(largest[v], workspace.largest.add(tile.first + v * LANES));
             let sum = workspace.sums.add(tile.first + v * LANES);
-            K::store(K::mul_add(K::load(sum), fade[v], sums[v]), sum);
+            K::Float::store(K::Float::mul_add(K::Float::load(sum), fade[v], sums[v]), sum);
         }
         for first in (0..call.padded_dim).step_by(ROWS) {
             let values = workspace.values.add(first);
@@ -373,7 +377,10 @@ unsafe fn block<K: Kernel, const ROWS: usize, const VECTORS: usize>(
             for row in 0..ROWS {
                 for v in 0..VECTORS {
                     let output = outputs.add((row * VECTORS + v) * LANES);
-                    K::store(K::mul_add(K::load(output), fade[v], sums[row][v]), output);
+                    K::Float::store(
+                        K::Float::mul_add(K::Float::load(output), fade[v], sums[row][v]),
+                        output,
+                    );
                 }
             }
         }
@@ -398,11 +405,11 @@ unsafe fn finish<K: Kernel, const ROWS: usize, const VECTORS: usize>(
     unsafe {
         let outputs = workspace.outputs.add(tile.first * call.padded_dim);
         for v in 0..VECTORS {
-            let sum = K::load(workspace.sums.add(tile.first + v * LANES));
-            let inverse = K::div(K::splat(1.0), sum);
+            let sum = K::Float::load(workspace.sums.add(tile.first + v * LANES));
+            let inverse = K::Float::div(K::Float::splat(1.0), sum);
             for c in 0..call.head_dim {
                 let output = outputs.add((c * VECTORS + v) * LANES);
-                K::store(K::mul(K::load(output), inverse), output);
+                K::Float::store(K::Float::mul(K::Float::load(output), inverse), output);
             }
         }
         let channels = std::slice::from_raw_parts_mut(workspace.channels, call.head_dim);

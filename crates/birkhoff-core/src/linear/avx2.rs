@@ -15,6 +15,7 @@ use crate::codec::scale::GROUP_SCALE;
 use crate::decode;
 use crate::decode::generic::QUADS;
 use crate::dtype::Dtype;
+use crate::floats::Floats;
 use crate::layout::{self, DECODED_BLOCK, EXPONENTS, STRIP};
 
 /// AVX2 with FMA and F16C: [`crate::isa::Isa::Avx2`].
@@ -157,7 +158,7 @@ impl Kernel for Avx2 {
                 return upper;
             }
             let lower = [_mm256_cvtepi32_ps(sums[1][0]), _mm256_cvtepi32_ps(sums[1][1])];
-            Self::mul_add(upper, Self::splat(256.0), lower)
+            Self::Float::mul_add(upper, Self::Float::splat(256.0), lower)
         }
     }
 
@@ -167,40 +168,7 @@ impl Kernel for Avx2 {
             GROUP_SCALE[usize::from(layout::group_exponent(exponents, row))]
         });
         // SAFETY: 16 floats are readable.
-        unsafe { Self::load(scales.as_ptr()) }
-    }
-
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self::Float {
-        // SAFETY: the caller says that 16 floats are readable.
-        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
-    }
-
-    #[inline(always)]
-    unsafe fn store(values: Self::Float, to: *mut f32) {
-        // SAFETY: the caller says that 16 floats are writable.
-        unsafe {
-            _mm256_storeu_ps(to, values[0]);
-            _mm256_storeu_ps(to.add(8), values[1]);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn splat(value: f32) -> Self::Float {
-        // SAFETY: the caller says that the CPU has the instruction set.
-        [unsafe { _mm256_set1_ps(value) }; 2]
-    }
-
-    #[inline(always)]
-    unsafe fn mul(a: Self::Float, b: Self::Float) -> Self::Float {
-        // SAFETY: the caller says that the CPU has the instruction set.
-        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
-    }
-
-    #[inline(always)]
-    unsafe fn mul_add(a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float {
-        // SAFETY: the caller says that the CPU has the instruction set.
-        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+        unsafe { Self::Float::load(scales.as_ptr()) }
     }
 
     #[inline(always)]
@@ -208,7 +176,7 @@ impl Kernel for Avx2 {
         let mut row = [0.0; STRIP];
         // SAFETY: the caller says that the elements are writable.
         unsafe {
-            Self::store(values, row.as_mut_ptr());
+            Self::Float::store(values, row.as_mut_ptr());
             operand::write(&row[..rows], dtype, to);
         }
     }

@@ -283,36 +283,6 @@ impl Kernel for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load(from: *const f32) -> __m512 {
-        // SAFETY: the caller says that 16 floats are readable.
-        unsafe { _mm512_loadu_ps(from) }
-    }
-
-    #[inline(always)]
-    unsafe fn store(values: __m512, to: *mut f32) {
-        // SAFETY: the caller says that 16 floats are writable.
-        unsafe { _mm512_storeu_ps(to, values) }
-    }
-
-    #[inline(always)]
-    unsafe fn splat(value: f32) -> __m512 {
-        // SAFETY: the caller says that the CPU has the instruction set.
-        unsafe { _mm512_set1_ps(value) }
-    }
-
-    #[inline(always)]
-    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: the caller says that the CPU has the instruction set.
-        unsafe { _mm512_mul_ps(a, b) }
-    }
-
-    #[inline(always)]
-    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
-        // SAFETY: the caller says that the CPU has the instruction set.
-        unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-
-    #[inline(always)]
     unsafe fn emit(values: __m512, rows: usize, dtype: Dtype, to: *mut u8) {
         // SAFETY: the caller says that `rows` elements are writable.
         unsafe {

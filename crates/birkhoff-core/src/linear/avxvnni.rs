@@ -241,36 +241,6 @@ impl<E: Encoding> Kernel for AvxVnni<E> {
     }
 
     #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self::Float {
-        // SAFETY: the caller upholds all that is needed.
-        unsafe { Avx2::load(from) }
-    }
-
-    #[inline(always)]
-    unsafe fn store(values: Self::Float, to: *mut f32) {
-        // SAFETY: the caller upholds all that is needed.
-        unsafe { Avx2::store(values, to) }
-    }
-
-    #[inline(always)]
-    unsafe fn splat(value: f32) -> Self::Float {
-        // SAFETY: the caller upholds all that is needed.
-        unsafe { Avx2::splat(value) }
-    }
-
-    #[inline(always)]
-    unsafe fn mul(a: Self::Float, b: Self::Float) -> Self::Float {
-        // SAFETY: the caller upholds all that is needed.
-        unsafe { Avx2::mul(a, b) }
-    }
-
-    #[inline(always)]
-    unsafe fn mul_add(a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float {
-        // SAFETY: the caller upholds all that is needed.
-        unsafe { Avx2::mul_add(a, b, c) }
-    }
-
-    #[inline(always)]
     unsafe fn emit(values: Self::Float, rows: usize, dtype: Dtype, to: *mut u8) {
         // SAFETY: the caller upholds all that is needed.
         unsafe { Avx2::emit(values, rows, dtype, to) }

@@ -7,6 +7,7 @@ use super::kernel::Kernel;
 use super::panel::Ends;
 use super::schedule::Product;
 use crate::decode::generic::{self, Code, Vector, Words, for_each_quad, with_code};
+use crate::floats::Floats;
 use crate::layout::{BLOCK, GROUP, STRIP};
 
 /// Whether a product of so many tokens is faster here than in [`super::panel`]: beyond this, the
@@ -84,7 +85,7 @@ unsafe fn multiply_strip<K: Kernel, C: Code, const PLANES: usize, const TOKENS: 
         let mut x = product.elements.add(token * token_len);
         let mut group_sums = product.group_sums.add(token * product.sums_len);
         let mut left = layout.blocks();
-        let mut y = [K::splat(0.0); TOKENS];
+        let mut y = [K::Float::splat(0.0); TOKENS];
         for exponents in product.matrix.strip_exponents(strip) {
             let mut int = [K::start::<PLANES>(group_sums); TOKENS];
             for t in 1..TOKENS {
@@ -107,7 +108,7 @@ unsafe fn multiply_strip<K: Kernel, C: Code, const PLANES: usize, const TOKENS: 
             }
             let scale = K::group_scales(exponents);
             for t in 0..TOKENS {
-                y[t] = K::mul_add(K::combine(int[t]), scale, y[t]);
+                y[t] = K::Float::mul_add(K::combine(int[t]), scale, y[t]);
             }
             group_sums = group_sums.add(2);
         }

@@ -6,6 +6,7 @@ use super::Precision;
 use super::schedule::{Product, Workspace};
 use crate::codec::Trajectory;
 use crate::dtype::Dtype;
+use crate::floats::Floats;
 use crate::layout::EXPONENTS;
 
 /// Vectors of one value for each of the 16 rows of a strip, and the products of integers.
@@ -24,7 +25,7 @@ pub(super) trait Kernel: Sized + 'static {
     /// 16 values of i32.
     type Int: Copy;
     /// 16 values of f32.
-    type Float: Copy;
+    type Float: Floats;
 
     /// Most strips of a panel, 1 to 3.
     const STRIPS: usize;
@@ -113,36 +114,6 @@ pub(super) trait Kernel: Sized + 'static {
     /// # Safety
     /// See [`Kernel`].
     unsafe fn group_scales(exponents: &[u8; EXPONENTS]) -> Self::Float;
-
-    /// Reads 16 floats.
-    ///
-    /// # Safety
-    /// See [`Kernel`].
-    unsafe fn load(from: *const f32) -> Self::Float;
-
-    /// Writes 16 floats.
-    ///
-    /// # Safety
-    /// See [`Kernel`].
-    unsafe fn store(values: Self::Float, to: *mut f32);
-
-    /// 16 times the same.
-    ///
-    /// # Safety
-    /// See [`Kernel`].
-    unsafe fn splat(value: f32) -> Self::Float;
-
-    /// `a * b`.
-    ///
-    /// # Safety
-    /// See [`Kernel`].
-    unsafe fn mul(a: Self::Float, b: Self::Float) -> Self::Float;
-
-    /// `a * b + c`, rounded once.
-    ///
-    /// # Safety
-    /// See [`Kernel`].
-    unsafe fn mul_add(a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float;
 
     /// Writes the first `rows` values as `dtype`, rounded to nearest even.
     ///

@@ -15,6 +15,7 @@ use std::ops::Range;
 
 use super::kernel::Kernel;
 use super::schedule::{Product, Workspace};
+use crate::floats::Floats;
 use crate::layout::{BLOCK, DECODED_BLOCK, GROUP, STRIP};
 
 /// Columns that are decoded at a time: a panel of three strips then fits in the cache of second
@@ -157,7 +158,7 @@ unsafe fn decode<K: Kernel>(
     unsafe {
         K::decode(trajectory, product.matrix.strip(strip), first, blocks, packed);
         for (group, exponents) in exponents.iter().take(blocks.div_ceil(GROUP_BLOCKS)).enumerate() {
-            K::store(K::group_scales(exponents), scales.add(group * STRIP));
+            K::Float::store(K::group_scales(exponents), scales.add(group * STRIP));
         }
     }
 }
@@ -205,9 +206,9 @@ impl Ends {
         let target = product.target;
         // SAFETY: the caller upholds that the outputs exist and are written by no one else.
         unsafe {
-            let y = K::mul(y, K::splat(*product.token_scales.add(token)));
-            let row_scales = K::load(self.row_scales[index].as_ptr());
-            let y = K::mul_add(y, row_scales, K::load(self.bias[index].as_ptr()));
+            let y = K::Float::mul(y, K::Float::splat(*product.token_scales.add(token)));
+            let row_scales = K::Float::load(self.row_scales[index].as_ptr());
+            let y = K::Float::mul_add(y, row_scales, K::Float::load(self.bias[index].as_ptr()));
             let to = target.at(product.first_token + token, (self.strips.start + index) * STRIP);
             K::emit(y, self.rows[index], target.dtype(), to);
         }
@@ -233,11 +234,11 @@ unsafe fn tile<K: Kernel, const PLANES: usize, const STRIPS: usize, const TOKENS
     let sum_at = |t: usize, s: usize| sums.wrapping_add((t * PANEL_STRIPS + s) * STRIP);
     // SAFETY: the caller says that tokens, panel and sums are there; all offsets are within them.
     unsafe {
-        let mut y = [[K::splat(0.0); STRIPS]; TOKENS];
+        let mut y = [[K::Float::splat(0.0); STRIPS]; TOKENS];
         if part.first > 0 {
             for t in 0..TOKENS {
                 for s in 0..STRIPS {
-                    y[t][s] = K::load(sum_at(t, s));
+                    y[t][s] = K::Float::load(sum_at(t, s));
                 }
             }
         }
@@ -274,9 +275,9 @@ unsafe fn tile<K: Kernel, const PLANES: usize, const STRIPS: usize, const TOKENS
                 x = x.add(PLANES * BLOCK);
             }
             for s in 0..STRIPS {
-                let scale = K::load(scales.add(s * PANEL_GROUPS * STRIP));
+                let scale = K::Float::load(scales.add(s * PANEL_GROUPS * STRIP));
                 for t in 0..TOKENS {
-                    y[t][s] = K::mul_add(K::combine(int[t][s]), scale, y[t][s]);
+                    y[t][s] = K::Float::mul_add(K::combine(int[t][s]), scale, y[t][s]);
                 }
             }
             scales = scales.add(STRIP);
@@ -288,7 +289,7 @@ unsafe fn tile<K: Kernel, const PLANES: usize, const STRIPS: usize, const TOKENS
                 if last {
                     ends.write(product, token + t, s, y[t][s]);
                 } else {
-                    K::store(y[t][s], sum_at(t, s));
+                    K::Float::store(y[t][s], sum_at(t, s));
                 }
             }
         }

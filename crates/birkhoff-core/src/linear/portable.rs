@@ -109,33 +109,6 @@ impl Kernel for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self::Float {
-        // SAFETY: the caller says that 16 floats are readable.
-        unsafe { from.cast::<Self::Float>().read() }
-    }
-
-    #[inline(always)]
-    unsafe fn store(values: Self::Float, to: *mut f32) {
-        // SAFETY: the caller says that 16 floats are writable.
-        unsafe { to.cast::<Self::Float>().write(values) }
-    }
-
-    #[inline(always)]
-    unsafe fn splat(value: f32) -> Self::Float {
-        [value; STRIP]
-    }
-
-    #[inline(always)]
-    unsafe fn mul(a: Self::Float, b: Self::Float) -> Self::Float {
-        std::array::from_fn(|row| a[row] * b[row])
-    }
-
-    #[inline(always)]
-    unsafe fn mul_add(a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float {
-        std::array::from_fn(|row| a[row].mul_add(b[row], c[row]))
-    }
-
-    #[inline(always)]
     unsafe fn emit(values: Self::Float, rows: usize, dtype: Dtype, to: *mut u8) {
         // SAFETY: the caller says that the elements are writable.
         unsafe { operand::write(&values[..rows], dtype, to) }
