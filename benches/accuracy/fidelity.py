@@ -9,11 +9,11 @@ value; the mean IoU of its masks with the shapes (mIoU) and with the masks of th
 (fidelity). MiniLM embeds 64 sentences; its fidelity is the mean cosine between the embeddings
 before and after.
 
-Two sets of tensors are coded: weights of Linear layers, and everything that birkhoff can code (those
-of convolutions and positional tables too). Birkhoff also codes everything by its default policy,
-where sensitive tensors get more bits, and with `--auto`, where each tensor's bits are chosen and the
-file is as large as by the policy. Birkhoff's rows are measured on files as `birkhoff compress` writes
-them, loaded and run by its own operators.
+Two sets of tensors are coded: weights of Linear layers, and everything that birkhoff can code
+(those of convolutions and positional tables too). Birkhoff also codes everything by its default
+policy, where sensitive tensors get more bits, and with `--auto`, where each tensor's bits are
+chosen and the file is as large as by the policy. Birkhoff's rows are measured on files as `birkhoff
+compress` writes them, loaded and run by its own operators.
 """
 
 from __future__ import annotations
