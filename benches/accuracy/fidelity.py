@@ -130,9 +130,7 @@ def by_format(
     return row | {"ratio": 32 * (coded + other) / (coded_bits + 16 * other)}, changed.eval()
 
 
-def compressed_models(
-    model: Any, build: Build, quick: bool
-) -> Iterator[tuple[Row, nn.Module]]:
+def compressed_models(model: Any, build: Build, quick: bool) -> Iterator[tuple[Row, nn.Module]]:
     """The model in every format and set."""
     for which in SETS[2:] if quick else SETS:
         for bits in (3, 4) if quick else BITS:
