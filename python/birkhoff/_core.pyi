@@ -256,11 +256,15 @@ def encode(
     bits: int = 4,
     codec: str = "shift",
     scale: str = "unbiased",
+    factor: NDArray[np.float32] | None = None,
 ) -> tuple[HyperMatrix, Distortion]:
     """Encode a matrix of dtype "F64", "F32", "F16" or "BF16".
 
     `scale` is "unbiased" (rows keep their projection on the original) or "least-squares" (the least
-    error). Raises ValueError if an argument is wrong or weights are NaN or infinite.
+    error). `factor` asks for error feedback, under which scales stay as they are first chosen: the
+    upper triangular C, `[cols, cols]`, with C C^T the second moments of what the matrix is
+    multiplied with; what is below its diagonal is not read. Raises ValueError if an argument is
+    wrong or weights are NaN or infinite.
     """
 
 @final
@@ -424,12 +428,14 @@ class Writer:
         Raises FormatError if the plan is impossible, FileExistsError if there is a file already.
         """
 
-    def write(self, name: str, data: NDArray[np.uint8]) -> Distortion:
+    def write(
+        self, name: str, data: NDArray[np.uint8], factor: NDArray[np.float32] | None = None
+    ) -> Distortion:
         """Write a tensor of the plan, given its bytes in its original dtype.
 
-        Tensors may come in any order and from several threads. Raises FormatError if the tensor is
-        not in the plan, written already, tied, of another size, or to be coded while some of its
-        weights are NaN or infinite.
+        `factor` is for one that is to be coded, as of `encode`. Tensors may come in any order and
+        from several threads. Raises FormatError if the tensor is not in the plan, written already,
+        tied, of another size, or to be coded while some of its weights are NaN or infinite.
         """
 
     def write_coded(

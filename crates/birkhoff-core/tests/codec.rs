@@ -1,5 +1,6 @@
 //! The codec from outside: every path gives the same codes, and the codes are good.
 
+use birkhoff_core::codec::Feedback;
 use birkhoff_core::codec::scale::GROUP_SCALE;
 use birkhoff_core::codec::shift::viterbi;
 use birkhoff_core::layout::GROUP;
@@ -112,6 +113,100 @@ fn unbiased_scales_keep_the_projection_on_the_weights() {
     }
 }
 
+/// Second moments of inputs that mostly lie in six directions, row-major.
+fn moments(cols: usize) -> Vec<f64> {
+    let along = |direction: usize, col: usize| ((direction * (2 * col + 1)) as f64 * 1.3).cos();
+    let moment = |row, col| (1..=6).map(|d| along(d, row) * along(d, col)).sum::<f64>();
+    let own = |row, col| if row == col { 0.1 } else { 0.0 };
+    (0..cols * cols).map(|i| (i / cols, i % cols)).map(|(i, j)| moment(i, j) + own(i, j)).collect()
+}
+
+/// The upper triangular `C` with `C C^T = h`.
+fn factor(h: &[f64], n: usize) -> Vec<f32> {
+    let mut c = vec![0.0f64; n * n];
+    for col in (0..n).rev() {
+        for row in (0..=col).rev() {
+            let known: f64 = (col + 1..n).map(|k| c[row * n + k] * c[col * n + k]).sum();
+            let rest = h[row * n + col] - known;
+            c[row * n + col] = if row == col { rest.sqrt() } else { rest / c[col * n + col] };
+        }
+    }
+    c.into_iter().map(|value| value as f32).collect()
+}
+
+/// `tr(E H E^T)` for the error of a matrix.
+fn output_error(weights: &[f32], decoded: &[f32], h: &[f64], cols: usize) -> f64 {
+    let errors: Vec<f64> =
+        weights.iter().zip(decoded).map(|(w, d)| f64::from(*w) - f64::from(*d)).collect();
+    let of_row = |row: &[f64]| -> f64 {
+        let h_row = |i: usize| (0..cols).map(|j| h[i * cols + j] * row[j]).sum::<f64>();
+        (0..cols).map(|i| row[i] * h_row(i)).sum()
+    };
+    errors.chunks(cols).map(of_row).sum()
+}
+
+#[test]
+fn feedback_lowers_the_error_of_the_outputs() {
+    // Rows that do not fill a strip, columns that do not fill a group or a block.
+    let (rows, cols) = (21, 300);
+    let weights = gaussian(rows * cols, 7);
+    let h = moments(cols);
+    let feedback = Feedback::new(&factor(&h, cols), cols).unwrap();
+    for (codec, bits) in rates() {
+        let options = options(codec, bits, Isa::best());
+        let error = |feedback| {
+            let (matrix, distortion) =
+                HyperMatrix::encode_with(weights[..].into(), rows, cols, &options, feedback)
+                    .unwrap();
+            let measured = matrix.view().distortion(Isa::best(), weights[..].into()).unwrap();
+            assert_eq!(measured, distortion);
+            output_error(&weights, &matrix.view().decode(Isa::best()), &h, cols)
+        };
+        let (plain, fed) = (error(None), error(Some(&feedback)));
+        assert!(fed < 0.2 * plain, "{codec:?}, {bits} bits: {} of the error", fed / plain);
+    }
+}
+
+#[test]
+fn feedback_of_independent_inputs_changes_little() {
+    let (rows, cols) = (16, 256);
+    let weights = gaussian(rows * cols, 8);
+    let identity: Vec<f32> = (0..cols * cols).map(|i| f32::from(i / cols == i % cols)).collect();
+    let feedback = Feedback::new(&identity, cols).unwrap();
+    for (codec, bits) in rates() {
+        let options = options(codec, bits, Isa::best());
+        let sqnr = |feedback| {
+            let encoded =
+                HyperMatrix::encode_with(weights[..].into(), rows, cols, &options, feedback);
+            encoded.unwrap().1.sqnr_db()
+        };
+        let (plain, fed) = (sqnr(None), sqnr(Some(&feedback)));
+        assert!((plain - fed).abs() < 0.5, "{codec:?}, {bits} bits: {fed} dB, not {plain} dB");
+    }
+}
+
+#[test]
+fn factors_that_are_none_are_refused() {
+    let good = factor(&moments(40), 40);
+    let mut cases = vec![("40 x 40 elements", good[1..].to_vec())];
+    for (at, value) in [(41, 0.0), (41, -1.0), (41, f32::NAN), (5, f32::INFINITY)] {
+        let mut factor = good.clone();
+        factor[at] = value;
+        cases.push(("positive definite", factor));
+    }
+    for (expected, factor) in cases {
+        let message = Feedback::new(&factor, 40).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
+    }
+    let feedback = Feedback::new(&good, 40).unwrap();
+    let options = options(Codec::Shift, 4, Isa::best());
+    let weights = gaussian(82, 9);
+    let result =
+        HyperMatrix::encode_with(weights[..].into(), 2, 41, &options, Some(&feedback)).map(|_| ());
+    let message = result.unwrap_err().to_string();
+    assert!(message.contains("40 columns, the matrix has 41"), "{message}");
+}
+
 #[test]
 fn weights_that_are_not_finite_are_counted() {
     let mut weights = gaussian(40 * 64, 4);
@@ -187,6 +282,30 @@ proptest! {
         let errors = weights.iter().zip(&decoded).map(|(w, d)| (f64::from(*w) - f64::from(*d)).abs());
         let largest = errors.fold(0.0, f64::max);
         prop_assert!((largest - distortion.max_error).abs() <= 1e-6 * largest, "{largest}");
+    }
+
+    /// With feedback too, codes depend on the weights and the factor alone.
+    #[test]
+    fn codes_with_feedback_are_the_same_everywhere(
+        (rows, cols, weights) in any_matrix(),
+        (codec, bits) in prop::sample::select(rates().collect::<Vec<_>>()),
+    ) {
+        let feedback = Feedback::new(&factor(&moments(cols), cols), cols).unwrap();
+        let encode = |isa| {
+            let options = options(codec, bits, isa);
+            HyperMatrix::encode_with(weights[..].into(), rows, cols, &options, Some(&feedback))
+                .unwrap()
+        };
+        let (expected, distortion) = encode(Isa::Portable);
+        let decoded = expected.view().decode(Isa::Portable);
+        prop_assert!(decoded.iter().all(|value| value.is_finite()));
+        for isa in Isa::available() {
+            for count in [1, 3] {
+                let (matrix, again) = threads::install(count, || encode(isa));
+                prop_assert!(parts(&matrix) == parts(&expected), "{isa}, {count} threads");
+                prop_assert_eq!(again, distortion);
+            }
+        }
     }
 
     /// float64 and bfloat16 weights give the codes of the f32 weights they stand for.

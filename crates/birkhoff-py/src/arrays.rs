@@ -1,7 +1,7 @@
 //! NumPy arrays in and out.
 
 use numpy::ndarray::ArrayView1;
-use numpy::{Element, PyArray1, PyArrayMethods, PyReadonlyArrayDyn};
+use numpy::{Element, PyArray1, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
 use crate::errors::{Failure, Result};
@@ -14,6 +14,14 @@ pub(crate) fn contiguous<'a, T: Element>(
     array.as_slice().map_err(|_| {
         Failure::value(format!("{argument} must be C-contiguous; use numpy.ascontiguousarray"))
     })
+}
+
+/// The elements of the factor of second moments, and its columns.
+pub(crate) fn factor<'a>(array: &'a PyReadonlyArrayDyn<'_, f32>) -> Result<(&'a [f32], usize)> {
+    match array.shape() {
+        &[rows, cols] if rows == cols => Ok((contiguous(array, "factor")?, cols)),
+        shape => Err(Failure::value(format!("factor must be a square matrix, not {shape:?}"))),
+    }
 }
 
 /// A read-only array on bytes that `owner` holds, without a copy.

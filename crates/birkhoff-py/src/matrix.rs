@@ -1,7 +1,7 @@
 //! Coded matrices.
 
 use birkhoff_core as core;
-use birkhoff_core::codec::ScaleRefit;
+use birkhoff_core::codec::{Feedback, ScaleRefit};
 use birkhoff_core::layout::{EXPONENTS, Layout, STRIP};
 use birkhoff_core::matrix::Bytes;
 use birkhoff_core::{Codec, Dtype, EncodeOptions, FloatSlice, MatrixView};
@@ -149,7 +149,7 @@ impl HyperMatrix {
 }
 
 #[pyfunction]
-#[pyo3(signature = (data, dtype, rows, cols, *, bits = 4, codec = "shift", scale = "unbiased"))]
+#[pyo3(signature = (data, dtype, rows, cols, *, bits = 4, codec = "shift", scale = "unbiased", factor = None))]
 #[expect(clippy::too_many_arguments, reason = "these are keyword arguments in Python")]
 pub(crate) fn encode(
     py: Python<'_>,
@@ -160,6 +160,7 @@ pub(crate) fn encode(
     bits: u32,
     codec: &str,
     scale: &str,
+    factor: Option<PyReadonlyArrayDyn<'_, f32>>,
 ) -> Result<(HyperMatrix, Distortion)> {
     let data = FloatSlice::new(arrays::contiguous(&data, "data")?, Dtype::from_name(dtype)?)?;
     let codec = Codec::from_name(codec)?;
@@ -168,9 +169,11 @@ pub(crate) fn encode(
             "there is no scale {scale:?}; choose \"unbiased\" or \"least-squares\""
         ))
     })?;
+    let factor = factor.as_ref().map(arrays::factor).transpose()?;
     let (matrix, distortion) = compute(py, |isa| {
+        let feedback = factor.map(|(data, cols)| Feedback::new(data, cols)).transpose()?;
         let options = EncodeOptions { codec, bits, refit, isa };
-        core::HyperMatrix::encode(data, rows, cols, &options)
+        core::HyperMatrix::encode_with(data, rows, cols, &options, feedback.as_ref())
     })??;
     Ok((HyperMatrix { matrix, codec }, Distortion(distortion)))
 }

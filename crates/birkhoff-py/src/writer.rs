@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock};
 
-use birkhoff_core::codec::{Codec, ScaleRefit};
+use birkhoff_core::codec::{Codec, Feedback, ScaleRefit};
 use birkhoff_core::container::manifest::{
     Checksum, Manifest, PartChecksums, Settings, VERSION, element_type,
 };
@@ -58,19 +58,25 @@ impl Writer {
         Ok(Writer { writer: RwLock::new(Some(writer)) })
     }
 
+    #[pyo3(signature = (name, data, factor = None))]
     fn write(
         &self,
         py: Python<'_>,
         name: &str,
         data: PyReadonlyArrayDyn<'_, u8>,
+        factor: Option<PyReadonlyArrayDyn<'_, f32>>,
     ) -> Result<Distortion> {
         let data = arrays::contiguous(&data, "data")?;
+        let factor = factor.as_ref().map(arrays::factor).transpose()?;
         let threads = get_num_threads()?;
         py.detach(|| {
             // Locked here, not on the pool, where a thread could meet its own lock again.
             let writer = self.writer.read().unwrap_or_else(PoisonError::into_inner);
             let writer = writer.as_ref().ok_or_else(closed)?;
-            Ok(Distortion(threads::install(threads, || writer.write(name, data))?))
+            threads::install(threads, || {
+                let feedback = factor.map(|(data, cols)| Feedback::new(data, cols)).transpose()?;
+                Ok(Distortion(writer.write(name, data, feedback.as_ref())?))
+            })
         })
     }
 

@@ -15,13 +15,17 @@
 
 pub mod curve;
 pub mod encode;
+pub mod feedback;
 pub mod int8;
+mod products;
 pub mod scale;
 pub mod shift;
+mod strip;
 pub mod winding;
 
 use crate::error::{Error, Result};
 
+pub use feedback::Feedback;
 pub use scale::ScaleRefit;
 
 /// A family of trajectories.

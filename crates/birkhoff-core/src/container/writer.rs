@@ -10,8 +10,8 @@ use super::manifest::{
     float_dtype,
 };
 use super::output::OutputFile;
-use crate::codec::ScaleRefit;
 use crate::codec::encode::{Distortion, EncodeOptions, encode_into};
+use crate::codec::{Feedback, ScaleRefit};
 use crate::dtype::FloatSlice;
 use crate::error::{Error, Result};
 use crate::isa::Isa;
@@ -80,12 +80,18 @@ impl Writer {
     }
 
     /// Writes a tensor, given its elements in their original dtype (little-endian, row-major), on
-    /// the current rayon pool, and says what its coding cost.
+    /// the current rayon pool, and says what its coding cost. A coded one takes error feedback.
     ///
     /// # Errors
     /// [`Error::Tensor`] if it is not in the plan, already written, tied, of another size or not
-    /// finite; [`Error::Io`]. After an error the tensor may be written again.
-    pub fn write(&self, name: &str, data: &[u8]) -> Result<Distortion> {
+    /// finite, or the feedback is for another number of columns; [`Error::Io`]. After an error the
+    /// tensor may be written again.
+    pub fn write(
+        &self,
+        name: &str,
+        data: &[u8],
+        feedback: Option<&Feedback>,
+    ) -> Result<Distortion> {
         self.write_once(name, |tensor| {
             let expected = tensor.original_len()?;
             if data.len() != expected {
@@ -96,7 +102,7 @@ impl Writer {
                     data.len()
                 )));
             }
-            self.write_data(tensor, data)
+            self.write_data(tensor, data, feedback)
         })
     }
 
@@ -155,7 +161,12 @@ impl Writer {
     }
 
     /// Writes the data of a tensor; returns its coding with the checksums.
-    fn write_data(&self, tensor: &Tensor, data: &[u8]) -> Result<(Coding, Distortion)> {
+    fn write_data(
+        &self,
+        tensor: &Tensor,
+        data: &[u8],
+        feedback: Option<&Feedback>,
+    ) -> Result<(Coding, Distortion)> {
         match tensor.coding.clone() {
             Coding::Coded { codec, bits, rows, cols, .. } => {
                 let layout = tensor.layout()?.expect("it is coded");
@@ -168,7 +179,7 @@ impl Writer {
                 let distortion = FloatSlice::new(data, dtype)
                     .and_then(|data| {
                         let parts = (&mut codes, &mut row_scales, &mut group_exponents);
-                        encode_into(data, layout, &options, parts.0, parts.1, parts.2)
+                        encode_into(data, layout, &options, feedback, parts.0, parts.1, parts.2)
                     })
                     .map_err(|error| tensor.error(error.to_string()))?;
                 let checksums =

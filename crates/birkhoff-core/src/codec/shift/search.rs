@@ -12,6 +12,7 @@
 //! The path is closed (tail-biting): a short open search round the seam fixes the class there, then
 //! the search proper starts and ends in it.
 
+use super::generator;
 use super::lanes::{Lanes, portable::Portable};
 use super::trellis::{CLASSES, Trellis};
 use crate::codec::curve::CURVE;
@@ -42,6 +43,18 @@ const fn candidates(bits: u32) -> usize {
 /// Fixed-point steps a unit of the curve: errors of the rate's usual size become some 6 to 10.
 const fn steps_per_unit(bits: u32) -> i16 {
     [1, 1, 2, 4, 8][bits as usize - 2]
+}
+
+/// Steps from a given theta in which every path is tried.
+const fn begun(bits: u32) -> usize {
+    [3, 2, 2, 1, 1][bits as usize - 2]
+}
+
+/// What an error in fixed-point steps costs.
+fn error_cost(error: u16) -> u32 {
+    let near = u32::from(error.min(SQUARED_UP_TO));
+    let beyond = u32::from(error.saturating_sub(SQUARED_UP_TO)) << SLOPE;
+    (near * near + beyond).min(u32::from(LARGEST_COST))
 }
 
 /// What depends on the rate alone.
@@ -127,6 +140,43 @@ impl Stream {
         self.decisions.resize(steps, Decisions([0; DECISION_WORDS]));
     }
 
+    /// Takes the first steps from theta by trying every path, where few classes are reached and the
+    /// windows would leave next to nothing; then prepares for so many `steps`.
+    ///
+    /// Returns the fresh bits of the best path to each class, as one number.
+    fn begin(&mut self, theta: u8, bits: u32, targets: &[i16], steps: usize) -> [u16; CLASSES] {
+        self.start(None, bits, steps);
+        let places = 1u32 << (bits + 8);
+        let curve = &TABLES[bits as usize - 2].curve;
+        let g = u32::from(generator(bits));
+        let mut paths = [0; CLASSES];
+        let mut costs = [u32::MAX; CLASSES];
+        for path in 0..1u32 << (bits * targets.len() as u32) {
+            let mut state = u32::from(theta);
+            let mut cost = 0;
+            for (i, &target) in targets.iter().enumerate() {
+                let fresh = path >> (bits * (targets.len() - 1 - i) as u32) & ((1 << bits) - 1);
+                state = (state << bits | fresh) & (places - 1);
+                let place = (state * g & (places - 1)) >> bits;
+                cost += error_cost(target.abs_diff(curve[place as usize]));
+            }
+            let class = (state * g & 255) as usize;
+            if cost < costs[class] {
+                (costs[class], paths[class]) = (cost, path as u16);
+            }
+        }
+        let least = costs.iter().copied().min().expect("there are classes");
+        for (class, cost) in costs.into_iter().enumerate() {
+            let metric = (cost.saturating_sub(least)).min(u32::from(FORBIDDEN)) as u16;
+            let metric = metric << candidates(bits).ilog2();
+            self.metrics.0[class] = metric;
+            if let Some(repeated) = self.metrics.0.get_mut(CLASSES + class) {
+                *repeated = metric;
+            }
+        }
+        paths
+    }
+
     /// The class of least metric.
     fn best_class(&self) -> u8 {
         let metrics = &self.metrics.0[..CLASSES];
@@ -163,8 +213,77 @@ impl Search {
         assert!(isa.is_available(), "this CPU has no {isa}");
         let steps = targets[0].len();
         assert!([targets[1].len(), fresh[0].len(), fresh[1].len()] == [steps; 3]);
+        let classes = self.seam_classes(isa, bits, targets);
         let kernel = Kernel::select(isa, bits);
+        for (stream, class) in self.streams.iter_mut().zip(classes) {
+            stream.start(Some(class), bits, steps);
+        }
+        // SAFETY: `isa` is available, so the CPU has what `kernel` needs.
+        unsafe { (kernel.forward)(&mut self.streams, targets) };
+        (kernel.trace)(&self.streams, classes, fresh);
+    }
 
+    /// The low 8 bits of theta before the first weight of good closed orbits near two streams.
+    ///
+    /// # Panics
+    /// As [`Self::closed_orbits`].
+    pub fn seam(&mut self, isa: Isa, bits: u32, targets: [&[i16]; 2]) -> [u8; 2] {
+        assert!(isa.is_available(), "this CPU has no {isa}");
+        assert!(targets[0].len() == targets[1].len());
+        let inverse = inverse_generator(bits);
+        self.seam_classes(isa, bits, targets).map(|class| class.wrapping_mul(inverse))
+    }
+
+    /// The fresh bits of the next weights of two streams, each going on from theta: as many as there
+    /// are targets.
+    ///
+    /// `thetas` and `ends` are the low 8 bits of theta before the first target and after the last one;
+    /// without `ends`, any will do. With fewer than 16 targets, a good path to the end may not be
+    /// found.
+    ///
+    /// # Panics
+    /// If the lengths differ or are not from 4 to 32, or `isa` is not available.
+    pub fn continue_orbits(
+        &mut self,
+        isa: Isa,
+        bits: u32,
+        targets: [&[i16]; 2],
+        thetas: [u8; 2],
+        ends: Option<[u8; 2]>,
+    ) -> [[u8; SEAM]; 2] {
+        assert!(isa.is_available(), "this CPU has no {isa}");
+        let steps = targets[0].len();
+        assert!(targets[1].len() == steps && (4..=SEAM).contains(&steps));
+        let kernel = Kernel::select(isa, bits);
+        let class = |theta: u8| theta.wrapping_mul(generator(bits) as u8);
+        let begun = begun(bits);
+        let mut paths = [[0; CLASSES]; 2];
+        for i in 0..2 {
+            paths[i] = self.streams[i].begin(thetas[i], bits, &targets[i][..begun], steps - begun);
+        }
+        let rest = targets.map(|targets| &targets[begun..]);
+        // SAFETY: `isa` is available, so the CPU has what `kernel` needs.
+        unsafe { (kernel.forward)(&mut self.streams, rest) };
+        let ends = match ends {
+            Some(thetas) => thetas.map(class),
+            None => [self.streams[0].best_class(), self.streams[1].best_class()],
+        };
+        let mut fresh = [[0; SEAM]; 2];
+        let after = fresh.each_mut().map(|fresh| &mut fresh[begun..steps]);
+        let classes = (kernel.trace)(&self.streams, ends, after);
+        for ((fresh, class), paths) in fresh.iter_mut().zip(classes).zip(&paths) {
+            let path = paths[usize::from(class)];
+            for (i, fresh) in fresh[..begun].iter_mut().enumerate() {
+                *fresh = (path >> (bits as usize * (begun - 1 - i))) as u8 & ((1u8 << bits) - 1);
+            }
+        }
+        fresh
+    }
+
+    /// The classes before the first weight of good closed orbits near two streams.
+    fn seam_classes(&mut self, isa: Isa, bits: u32, targets: [&[i16]; 2]) -> [u8; 2] {
+        let kernel = Kernel::select(isa, bits);
+        let steps = targets[0].len();
         // Round the seam: the last weights, then the first ones, with open ends.
         let side = SEAM.min(steps);
         let mut seam = [[0; 2 * SEAM]; 2];
@@ -173,27 +292,33 @@ impl Search {
             seam[side..2 * side].copy_from_slice(&targets[..side]);
             stream.start(None, bits, 2 * side);
         }
-        // SAFETY: `isa` is available, so the CPU has what `kernel` needs.
+        // SAFETY: the callers assert that `isa` is available, so the CPU has what `kernel` needs.
         unsafe {
             (kernel.forward)(&mut self.streams, [&seam[0][..2 * side], &seam[1][..2 * side]])
         };
         let ends = [self.streams[0].best_class(), self.streams[1].best_class()];
         let [after_0, after_1] = &mut [[0; SEAM]; 2];
-        let after = [&mut after_0[..side], &mut after_1[..side]];
-        let classes = (kernel.trace)(&self.streams, ends, after);
-
-        for (stream, class) in self.streams.iter_mut().zip(classes) {
-            stream.start(Some(class), bits, steps);
-        }
-        // SAFETY: as above.
-        unsafe { (kernel.forward)(&mut self.streams, targets) };
-        (kernel.trace)(&self.streams, classes, fresh);
+        (kernel.trace)(&self.streams, ends, [&mut after_0[..side], &mut after_1[..side]])
     }
 }
 
-/// A weight, in units of the curve, as the fixed-point number that the search works on.
+/// `1 / g mod 256`.
+fn inverse_generator(bits: u32) -> u8 {
+    let g = generator(bits) as u8;
+    // Newton's iteration doubles the bits that are right, of which an odd number has three.
+    (0..2).fold(g, |inverse, _| inverse.wrapping_mul(2u8.wrapping_sub(g.wrapping_mul(inverse))))
+}
+
+/// Weights, in units of the curve, as the fixed-point numbers that the search works on.
 #[inline(always)]
-pub fn fixed_point(bits: u32, weight: f32) -> i16 {
+pub fn fixed_points(bits: u32, weights: &[f32], fixed: &mut [i16]) {
+    for (fixed, &weight) in fixed.iter_mut().zip(weights) {
+        *fixed = fixed_point(bits, weight);
+    }
+}
+
+#[inline(always)]
+fn fixed_point(bits: u32, weight: f32) -> i16 {
     let largest = f32::from(LARGEST_TARGET);
     let scaled = weight.clamp(-largest, largest) * f32::from(steps_per_unit(bits));
     // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the low bits.
@@ -490,6 +615,70 @@ unsafe fn step<V: Lanes, const BITS: u32, const VECTORS: usize>(
             if i * V::N < width {
                 winner.store(to.add(CLASSES + i * V::N));
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Squared error of fresh bits from theta, and theta at the end.
+    fn walk(bits: u32, theta: u8, fresh: &[u8], targets: &[i16]) -> (u64, u8) {
+        let mut theta = u32::from(theta);
+        let mut error = 0;
+        for (&fresh, &target) in fresh.iter().zip(targets) {
+            theta = (theta << bits | u32::from(fresh)) & ((1 << (bits + 8)) - 1);
+            let place = (theta * u32::from(generator(bits)) & ((1 << (bits + 8)) - 1)) >> bits;
+            let value = i16::from(CURVE[place as usize]) * steps_per_unit(bits);
+            error += u64::from(error_cost(target.abs_diff(value)));
+        }
+        (error, theta as u8)
+    }
+
+    #[test]
+    fn paths_go_on_from_theta_and_end_where_they_are_asked_to() {
+        let mut search = Search::default();
+        for (isa, bits) in
+            Isa::available().into_iter().flat_map(|isa| (2..=6).map(move |b| (isa, b)))
+        {
+            for seed in 0..20u32 {
+                let mut state = seed;
+                let mut random = || {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (state >> 16) as i32 % 61 - 30
+                };
+                let targets: [i16; 32] = std::array::from_fn(|_| {
+                    let sum: i32 = (0..6).map(|_| random()).sum();
+                    (sum * i32::from(steps_per_unit(bits)) / 2) as i16
+                });
+                let mut find = |targets: &[i16], theta, end: Option<u8>| {
+                    let both = [targets, targets];
+                    let ends = end.map(|end| [end; 2]);
+                    let found = search.continue_orbits(isa, bits, both, [theta; 2], ends);
+                    assert_eq!(found[0], found[1]);
+                    found[0]
+                };
+                let (near, far) = targets.split_at(16);
+                // The end of any path can be asked for.
+                let (_, end) = walk(bits, 77, &find(far, 77, None), far);
+                let (_, there) = walk(bits, 5, &find(near, 5, Some(end)), near);
+                assert_eq!(there, end, "{isa}, {bits} bits");
+
+                // What follows a path is found again when it goes on from there.
+                let whole = find(&targets, 5, None);
+                let (error, _) = walk(bits, 5, &whole, &targets);
+                let (before, theta) = walk(bits, 5, &whole[..16], near);
+                let again = find(far, theta, None);
+                assert_eq!(before + walk(bits, theta, &again, far).0, error, "{isa}, {bits} bits");
+            }
+        }
+    }
+
+    #[test]
+    fn generators_have_inverses() {
+        for bits in 2..=6 {
+            assert_eq!(inverse_generator(bits).wrapping_mul(generator(bits) as u8), 1);
         }
     }
 }
