@@ -17,11 +17,10 @@ from torch import Tensor, nn
 import birkhoff as package
 from birkhoff.allocation.choices import Choice, cheapest, choices_of
 from birkhoff.allocation.effects import measure_effects
-from birkhoff.allocation.probes import probe_for
 from birkhoff.allocation.replay import Replay
-from birkhoff.allocation.synthetic import dead_leaves, pink_noise
 from birkhoff.checkpoint import open_checkpoint
 from birkhoff.plan import could_be_coded
+from birkhoff.probes import probe_for
 from conftest import Arrays, Run
 from test_models import Model
 from test_transformers import sam_config
@@ -352,31 +351,6 @@ def test_replays_skip_what_came_before() -> None:
             assert len(calls) == expected + 5
             model.state_dict()[changed].sub_(0.5)
     assert all("forward" not in vars(module) for module in model.modules())
-
-
-def test_synthetic_pictures() -> None:
-    for draw in (dead_leaves, pink_noise):
-        picture = draw(64, np.random.default_rng(3))
-        assert picture.shape == (64, 64, 3)
-        assert picture.dtype == np.float32
-        assert 0 <= picture.min() < 0.2 < 0.8 < picture.max() <= 1
-        np.testing.assert_array_equal(picture, draw(64, np.random.default_rng(3)))
-        # As in photographs, neighbours are alike.
-        grey = picture.mean(-1) - picture.mean()
-        assert (grey[:, 1:] * grey[:, :-1]).mean() > 0.6 * grey.var()
-
-
-def test_probes_of_language_models() -> None:
-    config = transformers.BertConfig(
-        vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=64,
-    )  # fmt: skip
-    model = transformers.BertModel(config).eval()
-    probe = probe_for(model)
-    assert probe is not None
-    with torch.no_grad():
-        states, pooled = probe(model)
-    assert states.shape[-1] == pooled.shape[-1] == 32
 
 
 def test_models_of_the_original_package() -> None:

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from birkhoff import _core
 from birkhoff._core import Entry, FormatError, Writer
 from birkhoff.allocation import Target, check_target
-from birkhoff.allocation.effects import Probe, measure_effects
-from birkhoff.allocation.probes import probe_for
-from birkhoff.allocation.target import Measure
+from birkhoff.allocation.effects import measure_effects
 from birkhoff.arrays import tensor_bytes
-from birkhoff.compression import Rules, check_output, check_rules, decide
+from birkhoff.compression import Rules, check_output, check_rules, coded_names, decide
 from birkhoff.dtypes import TORCH_DTYPES
+from birkhoff.feedback import Feedback
 from birkhoff.files import require_compressed
 from birkhoff.nn.coded import PARTS, CodedLayer, CodedParameter
 from birkhoff.nn.placement import coded_forms, coded_parameters, place
 from birkhoff.nn.skeleton import parameters_on_meta
 from birkhoff.plan import Coded, Item, Stored, Tied, matches_any, plan_stored
 from birkhoff.precision import Precision, checked
+from birkhoff.probes import Probe, probe_for
 from birkhoff.torch_checkpoint import tensors_of
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -46,6 +48,7 @@ def compress(
     target_sqnr: float | None = None,
     target_ratio: float | None = None,
     auto: bool | Probe = False,
+    feedback: bool | Probe = False,
 ) -> Model:
     """Compresses a model in place.
 
@@ -72,6 +75,9 @@ def compress(
             inputs, at the size that it would have without, or of ``target_ratio``. For a model
             that birkhoff has no inputs for, give a function that runs it and returns the outputs
             that count, one answer a row.
+        feedback: Run the model on synthetic inputs, and choose the codes of each layer for the
+            least error of its outputs for them. For a model that birkhoff has no inputs for, give
+            a function that runs it.
 
     Returns:
         The model itself.
@@ -88,18 +94,29 @@ def compress(
     _check_compressible(model)
     target = None
     if targeted:
-        measure = _measure(model, auto, codec) if auto else None
+        measure = None
+        if auto:
+            run = _probe(model, auto, "auto")
+            measure = partial(measure_effects, model, probe=run, codec=codec)
         target = Target(target_sqnr, target_ratio, measure)
+    run_for_moments = None
+    if feedback:
+        run_for_moments = _probe(model, feedback, "feedback", thorough=True)
     state_dict = _state_dict(model)
     tensors = tensors_of(state_dict, type(model).__name__)
     plan, settings = decide(
         tensors, bits=bits, codec=codec, user_rules=user_rules, skip=skip, target=target
     )
+    factors = None
+    if run_for_moments is not None:
+        factors = Feedback(model, run_for_moments, coded_names(plan))
+        settings["feedback"] = True
     parameters: dict[str, CodedParameter] = {}
     for item in plan:
         name = item.tensor.name
         if isinstance(item, Coded) and _holds(model, name):
-            parameters[name] = encode(item, codec, state_dict[name].dtype)
+            factor = None if factors is None else factors.factor(name, item.cols)
+            parameters[name] = encode(item, codec, state_dict[name].dtype, factor)
         elif isinstance(item, Tied) and item.to in parameters:
             parameters[name] = parameters[item.to]
     place(model, parameters, precision)
@@ -267,15 +284,17 @@ def load(
     return model
 
 
-def _measure(model: nn.Module, auto: bool | Probe, codec: str) -> Measure:
-    """What measures the effects of tensors on the outputs of a model."""
-    probe = auto if callable(auto) else probe_for(model)
+def _probe(
+    model: nn.Module, given: bool | Probe, argument: str, *, thorough: bool = False
+) -> Probe:
+    """What runs a model: the function that was given, or one of birkhoff's."""
+    probe = given if callable(given) else probe_for(model, thorough=thorough)
     if probe is None:
         raise ValueError(
-            f"it is not known what inputs {type(model).__name__} takes; give auto a function that "
-            "runs the model and returns the outputs that count"
+            f"it is not known what inputs {type(model).__name__} takes; give {argument} a function "
+            "that runs the model and returns the outputs that count"
         )
-    return lambda names: measure_effects(model, names, probe, codec=codec)
+    return probe
 
 
 def _built(model: Model | Callable[[], Model]) -> Model:
@@ -358,8 +377,10 @@ def _decoded_dtype(model: nn.Module, name: str) -> torch.dtype:
     return module.coded_weight.dtype
 
 
-def encode(item: Coded, codec: str, dtype: torch.dtype) -> CodedParameter:
-    """Encodes a tensor that is `dtype` in its model.
+def encode(
+    item: Coded, codec: str, dtype: torch.dtype, factor: NDArray[np.float32] | None = None
+) -> CodedParameter:
+    """Encodes a tensor that is `dtype` in its model, with error feedback by `factor`.
 
     Raises:
         ValueError: It holds NaN or infinity.
@@ -367,7 +388,13 @@ def encode(item: Coded, codec: str, dtype: torch.dtype) -> CodedParameter:
     tensor = item.tensor
     try:
         matrix, _ = _core.encode(
-            tensor.read(), tensor.dtype, item.rows, item.cols, bits=item.bits, codec=codec
+            tensor.read(),
+            tensor.dtype,
+            item.rows,
+            item.cols,
+            bits=item.bits,
+            codec=codec,
+            factor=factor,
         )
     except ValueError as error:
         raise ValueError(f"tensor {tensor.name!r}: {error}") from error

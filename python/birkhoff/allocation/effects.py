@@ -14,6 +14,7 @@ from birkhoff.allocation.replay import Replay
 from birkhoff.arrays import tensor_bytes
 from birkhoff.dtypes import TORCH_DTYPES
 from birkhoff.plan import best_matrix_view
+from birkhoff.probes import Probe
 
 #: The rate at which a tensor is tried. The error at others follows from their noise.
 TRIAL_BITS = 4
@@ -22,9 +23,6 @@ FLOOR = 0.05
 
 #: In a model of more weights, the tensors of a block are tried together.
 LARGE = 200_000_000
-
-#: Runs a model on inputs of its choice; each row of what it returns is one answer.
-Probe = Callable[[nn.Module], Sequence[Tensor]]
 
 
 @torch.no_grad()

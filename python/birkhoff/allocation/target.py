@@ -6,12 +6,10 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from birkhoff import _core
-from birkhoff._core import BirkhoffError
 from birkhoff.allocation.choices import (
     Choice,
     cheapest,
@@ -54,8 +52,6 @@ class Target:
     ratio: float | None = None
     #: What measures the effects; if None, all tensors have the same.
     measure: Measure | None = None
-    #: Why nothing measures them, if something should.
-    reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What the compressed file says about it."""
@@ -82,51 +78,6 @@ def check_target(
     if target_ratio is not None and not 1 <= target_ratio <= 1000:
         raise ValueError(f"--target-ratio {target_ratio:g}: a ratio is between 1 and 1000")
     return target_sqnr is not None or target_ratio is not None or bool(auto)
-
-
-def measured_target(
-    target: Target,
-    source: Path,
-    architecture: str | None,
-    codec: str,
-    progress: Progress | None = None,
-) -> Target:
-    """A target that measures effects on the model of a checkpoint, if that can be run.
-
-    Args:
-        target: A target for a size.
-        source: The checkpoint.
-        architecture: As :func:`birkhoff.architectures.builder` takes it.
-        codec: The codec.
-        progress: Called after every tensor that was measured.
-
-    Raises:
-        BirkhoffError: torch is not installed.
-    """
-    try:
-        from birkhoff.allocation.effects import measure_effects
-        from birkhoff.allocation.probes import probe_for
-        from birkhoff.architectures import load_original
-    except ModuleNotFoundError as error:
-        raise BirkhoffError(
-            "--auto runs the model, which takes torch; install it with "
-            '`pip install "birkhoff[torch]"`'
-        ) from error
-
-    alone = "all tensors count alike, since the model cannot be run: "
-    try:
-        model = load_original(source, architecture)
-    except (BirkhoffError, ValueError, OSError) as error:
-        return replace(target, reason=alone + str(error))
-    probe = probe_for(model)
-    if probe is None:
-        reason = f"it is not known what inputs {type(model).__name__} takes"
-        return replace(target, reason=alone + reason)
-
-    def measure(names: Sequence[str]) -> Mapping[str, float]:
-        return measure_effects(model, names, probe, codec=codec, progress=progress)
-
-    return replace(target, measure=measure)
 
 
 def allocate(
