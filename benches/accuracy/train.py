@@ -1,12 +1,13 @@
 """Trains a small transformers `SamModel` on procedurally drawn scenes.
 
-    python benches/accuracy/train.py --out build/toy-sam --minutes 55 --workers 2
+    python benches/accuracy/train.py --out build/toy-sam --steps 8000 --workers 2 --compile
 
 3.7 M parameters, 128 x 128 pixels, patch 8. Hidden matrices are trained by Muon, everything else by
-AdamW, both under one cosine schedule over --minutes (or over --steps, which repeats a run exactly).
-Each worker is a process with one thread that takes its share of the images of a step. A run that
-was stopped goes on from the last checkpoint in --out. The result is `save_pretrained` of the model
-in fp32 and `training.json` with its accuracy on held-out scenes.
+AdamW, both under one cosine schedule over --steps or --minutes. On one machine, the same --seed,
+--steps, --workers, --threads and --compile give the same weights. Each worker is a process that
+takes its share of the images of a step, and of Muon's matrices. A run that was stopped goes on from
+the last checkpoints in --out. The result is `save_pretrained` of the model in fp32 and
+`training.json` with its accuracy on held-out scenes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._inductor.config
 import torch.distributed
 import torch.multiprocessing
 from scenes import HELD_OUT, MIN_AREA, SIZE, BoolArray, UInt8Array, cached_scenes
@@ -210,20 +214,20 @@ def training_loss(
     return loss, torch.stack([true_iou[:, :POINTS, 0].mean(), true_iou[:, POINTS:, 0].mean()])
 
 
+def hidden_matrices(model: SamModel, workers: int) -> list[list[nn.Parameter]]:
+    """The matrices of hidden layers, in one share for each worker."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    matrices = sorted((layer.weight for layer in layers), key=nn.Parameter.numel)
+    return [matrices[worker::workers] for worker in range(workers)]
+
+
 def build_optimizers(
-    model: SamModel, learning_rate: float, adamw_only: bool
+    model: SamModel, learning_rate: float, hidden: list[list[nn.Parameter]], rank: int
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of hidden layers, AdamW for the rest (embeddings, convolutions, biases,
-    norms)."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    layers = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    hidden = (
-        []
-        if adamw_only
-        else [p for name, p in trained.items() if name.removesuffix(".weight") in layers]
-    )
-    chosen = {id(p) for p in hidden}
-    others = [p for p in trained.values() if id(p) not in chosen]
+    """Muon for a worker's share of the matrices of hidden layers, AdamW for the rest (embeddings,
+    convolutions, biases, norms)."""
+    chosen = {id(p) for share in hidden for p in share}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
     decayed, free = [p for p in others if p.ndim > 1], [p for p in others if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": free, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = [
@@ -232,10 +236,23 @@ def build_optimizers(
     if hidden:
         optimizers.append(
             torch.optim.Muon(
-                hidden, lr=2 * learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
+                hidden[rank],
+                lr=2 * learning_rate,
+                weight_decay=0.05,
+                adjust_lr_fn="match_rms_adamw",
             )
         )
     return optimizers
+
+
+@torch.no_grad()
+def exchange(hidden: list[list[nn.Parameter]]) -> None:
+    """Gives every worker the matrices that the others have updated."""
+    for worker, share in enumerate(hidden):
+        flat = torch.cat([p.flatten() for p in share])
+        torch.distributed.broadcast(flat, worker)
+        for p, part in zip(share, flat.split([p.numel() for p in share]), strict=True):
+            p.copy_(part.view_as(p))
 
 
 def accuracy(model: SamModel, scenes: Prompted) -> dict[str, float]:
@@ -263,8 +280,16 @@ def average_over_workers(parameters: list[nn.Parameter], extra: list[float]) -> 
     return [float(x) for x in flat[-len(extra) :]]
 
 
+def work(rank: int, options: argparse.Namespace, port: int) -> None:
+    """One worker."""
+    # Of its own: workers that share kernels read what another has half written.
+    with tempfile.TemporaryDirectory(prefix="inductor-") as kernels:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = kernels
+        train(rank, options, port)
+
+
 def train(rank: int, options: argparse.Namespace, port: int) -> None:
-    """One worker's training; worker 0 writes checkpoints, the log and the result."""
+    """One worker's training; worker 0 writes the log and the result."""
     torch.set_num_threads(options.threads)
     if options.workers > 1:
         address = f"tcp://127.0.0.1:{port}"
@@ -276,10 +301,15 @@ def train(rank: int, options: argparse.Namespace, port: int) -> None:
     a_fifth = Prompted(*(array[::5] for array in held_out))
     model = build_model(options.seed).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizers = build_optimizers(model, options.learning_rate, options.adamw)
+    hidden = [] if options.adamw else hidden_matrices(model, options.workers)
+    optimizers = build_optimizers(model, options.learning_rate, hidden, rank)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    forward_of_step = torch.compile(forward) if options.compile else forward
-    checkpoint = options.out / "checkpoint.pt"
+    forward_of_step = forward
+    if options.compile:
+        # Vectors of 512 bits give a wrong gradient of the decoder's layer norm (torch 2.15).
+        torch._inductor.config.cpp.simdlen = 256
+        forward_of_step = torch.compile(forward)
+    checkpoint = options.out / f"checkpoint-{rank}.pt"
     step, before, progress = 0, 0.0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -288,10 +318,10 @@ def train(rank: int, options: argparse.Namespace, port: int) -> None:
             optimizer.load_state_dict(saved)
         step, before = state["step"], state["seconds"]
 
-    started = checkpointed = evaluated = time.monotonic()
+    started = time.monotonic()
+    seconds = checkpointed = evaluated = before
     averages, averaged = np.zeros(3), 0
     while progress < 1:
-        seconds = before + time.monotonic() - started
         progress = (step + 1) / options.steps if options.steps else seconds / (60 * options.minutes)
         rng = np.random.default_rng([options.seed, step, rank])
         mine = rng.integers(options.scenes, size=IMAGES // options.workers)
@@ -299,43 +329,45 @@ def train(rank: int, options: argparse.Namespace, port: int) -> None:
             forward_of_step, model, rng, images[mine], labels[mine], min(progress, 1)
         )
         loss.backward()
-        report = [progress, float(loss.detach()), *overlaps.tolist()]
+        seconds = before + time.monotonic() - started
+        report = [seconds, step, float(loss.detach()), *overlaps.tolist()]
         if options.workers > 1:
             report = average_over_workers(parameters, report)
-        progress = report[0]
+        seconds = report[0]  # of which all workers now think alike
+        if report[1] != step or not math.isfinite(report[2]):
+            raise SystemExit(f"step {step}: the loss is not finite, or a worker is at another step")
         nn.utils.clip_grad_norm_(parameters, 1.0)
         factor = min(1, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * min(progress, 1)))
         for optimizer, groups in zip(optimizers, rates, strict=True):
             for group, rate in zip(optimizer.param_groups, groups, strict=True):
                 group["lr"] = rate * factor
             optimizer.step()
-            optimizer.zero_grad()
+        model.zero_grad()
+        if options.workers > 1:
+            exchange(hidden)
         averaged = min(averaged + 1, 100)
-        averages += (np.array(report[1:]) - averages) / averaged
+        averages += (np.array(report[2:]) - averages) / averaged
         step += 1
-        if rank != 0:
-            continue
-        now = time.monotonic()
-        if step % 100 == 0:
+        if rank == 0 and step % 100 == 0:
             words = "step {} {:.1f} min, loss {:.4f}, IoU of points {:.3f}, boxes {:.3f}"
-            print(words.format(step, (before + now - started) / 60, *averages), flush=True)
-        if now - checkpointed > CHECKPOINT_SECONDS:
-            checkpointed = now
+            print(words.format(step, seconds / 60, *averages), flush=True)
+        if seconds - checkpointed > CHECKPOINT_SECONDS:
+            checkpointed = seconds
             saved = {
                 "model": model.state_dict(),
                 "optimizers": [o.state_dict() for o in optimizers],
                 "step": step,
+                "seconds": seconds,
             }
-            torch.save(saved | {"seconds": before + now - started}, checkpoint.with_suffix(".new"))
+            torch.save(saved, checkpoint.with_suffix(".new"))
             checkpoint.with_suffix(".new").rename(checkpoint)
-        if now - evaluated > EVALUATION_SECONDS and progress < 1:
-            evaluated = now
+        if rank == 0 and seconds - evaluated > EVALUATION_SECONDS and progress < 1:
+            evaluated = seconds
             print(f"step {step} held out:", accuracy(model, a_fifth), flush=True)
     if rank == 0:
         model.save_pretrained(options.out)
-        minutes = (before + time.monotonic() - started) / 60
-        result = accuracy(model, held_out) | {"steps": step, "minutes": round(minutes, 1)}
-        result |= {"seed": options.seed, "scenes": options.scenes, "workers": options.workers}
+        result = accuracy(model, held_out) | {"steps": step, "minutes": round(seconds / 60, 1)}
+        result |= {key: getattr(options, key) for key in ("seed", "scenes", "workers", "compile")}
         (options.out / "training.json").write_text(json.dumps(result, indent=1) + "\n")
         print("done:", result, flush=True)
 
@@ -370,9 +402,9 @@ def main() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     if options.workers == 1:
-        train(0, options, port)
+        work(0, options, port)
     else:
-        torch.multiprocessing.spawn(train, (options, port), nprocs=options.workers)
+        torch.multiprocessing.spawn(work, (options, port), nprocs=options.workers)
 
 
 if __name__ == "__main__":
