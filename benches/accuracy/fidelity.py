@@ -11,9 +11,9 @@ before and after.
 
 Two sets of tensors are coded: weights of Linear layers, and everything that birkhoff can code
 (those of convolutions and positional tables too). Birkhoff also codes everything by its default
-policy, where sensitive tensors get more bits, and with `--auto`, where each tensor's bits are
-chosen and the file is as large as by the policy. Birkhoff's rows are measured on files as `birkhoff
-compress` writes them, loaded and run by its own operators.
+policy, where sensitive tensors get more bits; with `--auto`, where each tensor's bits are chosen
+and the file is as large as by the policy; and either with `--feedback`. Birkhoff's rows are
+measured on files as `birkhoff compress` writes them, loaded and run by its own operators.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from rate_distortion import GROUP, nf4, round_to_nearest
 from weights import minilm_path
 
 SCENES = 300
-SETS = ("Linear", "everything", "default policy", "--auto")
+SETS = ("Linear", "everything", "default policy", "--auto", "--feedback", "--auto --feedback")
 BITS = (2, 3, 4, 5, 6)
 
 Row = dict[str, Any]
@@ -94,7 +94,12 @@ def by_birkhoff(model: Any, build: Build, bits: int, which: str) -> tuple[Row, n
         source, output = Path(folder) / "original", Path(folder) / "model.safetensors"
         model.save_pretrained(source)
         summary = birkhoff.compress_file(
-            source, output, bits=bits, rules=rules, auto=which == "--auto"
+            source,
+            output,
+            bits=bits,
+            rules=rules,
+            auto="--auto" in which,
+            feedback="--feedback" in which,
         )
         compressed = birkhoff.load(output, build)
     row = {"format": f"birkhoff {bits}", "set": which}

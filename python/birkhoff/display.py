@@ -114,6 +114,8 @@ def _show_policy(out: Console, summary: Summary) -> None:
     settings = summary.settings
     if "rules" not in settings:
         return
+    if settings.get("feedback"):
+        out.print("error feedback: codes chosen for the outputs of layers on synthetic inputs")
     if "allocation" in settings:
         _show_allocation(out, summary)
         return

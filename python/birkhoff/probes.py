@@ -19,8 +19,8 @@ Probe = Callable[[nn.Module], Sequence[Tensor]]
 PICTURES, LARGE_PICTURES = 4, 2
 #: Pixels of the side of a picture that takes long.
 LARGE_SIDE = 512
-#: Pixels of all pictures of a thorough run, if they are not fewer than `PICTURES`.
-THOROUGH_PIXELS = 1 << 20
+#: Pixels of all pictures of a thorough run, if that is at least `PICTURES` and not above the most.
+THOROUGH_PIXELS, MOST_PICTURES = 1 << 20, 64
 #: Points, and as many boxes, on each of them.
 PROMPTS = 8
 #: Sequences of random tokens for a language model, and tokens in each.
@@ -143,7 +143,7 @@ def _pictures(side: int, rng: np.random.Generator, thorough: bool) -> Tensor:
     kinds: tuple[Kind, ...] = ("dead leaves", "noise")
     count = PICTURES if side < LARGE_SIDE else LARGE_PICTURES
     if thorough:
-        count = max(PICTURES, THOROUGH_PIXELS // side**2)
+        count = min(max(PICTURES, THOROUGH_PIXELS // side**2), MOST_PICTURES)
     drawn = [synthetic_picture(side, rng, kind=kinds[i % 2]) for i in range(count)]
     normalised = (np.stack(drawn) - IMAGE_MEAN) / IMAGE_STD
     return torch.from_numpy(normalised.transpose(0, 3, 1, 2).copy())

@@ -11,7 +11,9 @@ pub(crate) fn contiguous<'a, T: Element>(
     array: &'a PyReadonlyArrayDyn<'_, T>,
     argument: &str,
 ) -> Result<&'a [T]> {
-    array.as_slice().map_err(|_| {
+    // `as_slice` alone takes arrays in Fortran's order too.
+    let slice = if array.is_c_contiguous() { array.as_slice().ok() } else { None };
+    slice.ok_or_else(|| {
         Failure::value(format!("{argument} must be C-contiguous; use numpy.ascontiguousarray"))
     })
 }
