@@ -75,7 +75,7 @@ impl Writer {
             let writer = writer.as_ref().ok_or_else(closed)?;
             threads::install(threads, || {
                 let feedback = factor.map(|(data, cols)| Feedback::new(data, cols)).transpose()?;
-                Ok(Distortion(writer.write(name, data, feedback.as_ref())?))
+                Ok(Distortion(writer.write_with(name, data, feedback.as_ref())?))
             })
         })
     }

@@ -196,10 +196,10 @@ impl StripEncoder {
             match trajectory {
                 Trajectory::Int8 => {
                     for row in kept_rows() {
-                        for i in 0..STEP {
-                            values[row][i] = int8::nearest(target(row, i));
+                        for (i, value) in values[row].iter_mut().enumerate() {
+                            *value = int8::nearest(target(row, i));
                             let index = layout::decoded_index(row, (first + i) % BLOCK);
-                            codes[block * DECODED_BLOCK + index] = values[row][i] as u8;
+                            codes[block * DECODED_BLOCK + index] = *value as u8;
                         }
                     }
                 }

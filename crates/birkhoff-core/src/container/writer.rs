@@ -80,13 +80,20 @@ impl Writer {
     }
 
     /// Writes a tensor, given its elements in their original dtype (little-endian, row-major), on
-    /// the current rayon pool, and says what its coding cost. A coded one takes error feedback.
+    /// the current rayon pool, and says what its coding cost.
     ///
     /// # Errors
     /// [`Error::Tensor`] if it is not in the plan, already written, tied, of another size or not
-    /// finite, or the feedback is for another number of columns; [`Error::Io`]. After an error the
-    /// tensor may be written again.
-    pub fn write(
+    /// finite; [`Error::Io`]. After an error the tensor may be written again.
+    pub fn write(&self, name: &str, data: &[u8]) -> Result<Distortion> {
+        self.write_with(name, data, None)
+    }
+
+    /// As [`Writer::write`], with error feedback if there is any and the tensor is coded.
+    ///
+    /// # Errors
+    /// As [`Writer::write`]; [`Error::Tensor`] also if the feedback is for another number of columns.
+    pub fn write_with(
         &self,
         name: &str,
         data: &[u8],

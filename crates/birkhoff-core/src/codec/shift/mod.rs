@@ -10,10 +10,11 @@
 //!
 //! To encode is to find the orbit that passes nearest the weights: a shortest path through 256
 //! classes of states. [`viterbi`] is that search as the textbook has it; [`search`] is the fast one,
-//! written once over the vectors of [`lanes`].
+//! whose [`step`] is written once over the vectors of [`lanes`].
 
 mod lanes;
 pub mod search;
+mod step;
 mod trellis;
 pub mod viterbi;
 
