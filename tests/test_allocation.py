@@ -226,6 +226,17 @@ def test_models_in_memory(folder: Path, tmp_path: Path) -> None:
     assert original / package.save(smaller, path, overwrite=True) >= 4.5
 
 
+def test_a_policy_of_the_lowest_rates_leaves_nothing_to_choose() -> None:
+    torch.manual_seed(0)
+
+    def run(model: nn.Module) -> list[Tensor]:
+        return [model(torch.ones(4, 256))]
+
+    model = package.compress(Amplified().eval(), 2, rules={"quiet.*": 2}, auto=run)
+    rules = dict(vars(model)["birkhoff_settings"]["rules"])
+    assert set(rules.values()) == {2}
+
+
 def test_a_model_that_nothing_is_known_of() -> None:
     torch.manual_seed(0)
     model = Model().eval()

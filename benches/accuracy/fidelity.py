@@ -22,7 +22,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -176,11 +175,8 @@ def segment_anything(folder: Path | None, quick: bool) -> list[Row]:
     rows: list[Row] = [{"format": "float32", "set": "", "bits_per_weight": 32.0, "ratio": 1.0}]
     rows[0] |= masks_row(original, scenes, None)
     for row, compressed in compressed_models(model, lambda: SamModel(model.config).eval(), quick):
-        start = time.perf_counter()
         row |= masks_row(predict_masks(compressed, scenes), scenes, original)
-        print(
-            f"{row['format']}, {row['set']}: {time.perf_counter() - start:.0f} s", file=sys.stderr
-        )
+        print(json.dumps(row), file=sys.stderr, flush=True)
         rows.append(row)
     return rows
 
@@ -228,6 +224,7 @@ def minilm(quick: bool) -> list[Row]:
         model, lambda: AutoModel.from_config(config).eval(), quick
     ):
         row["fidelity"] = float((embeddings(compressed) * original).sum(1).mean())
+        print(json.dumps(row), file=sys.stderr, flush=True)
         rows.append(row)
     return rows
 

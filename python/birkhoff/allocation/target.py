@@ -136,6 +136,9 @@ def allocate(
     choices = _weighed(free, codec, target.measure, progress)
     lowest = {name: options[0] for name, options in choices.items()}
     smallest, others = _sizes(*planned(_bits(lowest)), lowest)
+    if target.ratio is None:
+        # The policy may have the lowest rates already, and a shorter header.
+        limit = max(limit, smallest)
     if smallest > limit:
         raise ValueError(
             f"the file cannot be {original_nbytes / limit:.4g} times smaller: at the lowest rates "
