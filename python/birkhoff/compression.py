@@ -97,17 +97,15 @@ def compress_file(
     notes = list(checkpoint.notes)
     feedback_for = None
     if auto or feedback:
+        _require_torch()
+        from birkhoff.architectures import load_original
+
         try:
-            model = _load_model(Path(source), architecture)
+            model = load_original(Path(source), architecture)
             if target is not None and auto:
                 target = replace(target, measure=_measure(model, codec, progress))
             if feedback:
                 feedback_for = _feedback(model)
-        except ModuleNotFoundError as error:
-            raise BirkhoffError(
-                "--auto and --feedback run the model, which takes torch; install it with "
-                '`pip install "birkhoff[torch]"`'
-            ) from error
         except (BirkhoffError, ValueError, OSError) as error:
             if feedback:
                 raise BirkhoffError(f"--feedback cannot run the model: {error}") from error
@@ -140,10 +138,14 @@ def compress_file(
     )
 
 
-def _load_model(source: Path, architecture: str | None) -> nn.Module:
-    from birkhoff.architectures import load_original
-
-    return load_original(source, architecture)
+def _require_torch() -> None:
+    try:
+        import birkhoff.architectures  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise BirkhoffError(
+            "--auto and --feedback run the model, which takes torch; install it with "
+            '`pip install "birkhoff[torch]"`'
+        ) from error
 
 
 def _measure(model: nn.Module, codec: str, progress: Progress | None) -> Measure:
